@@ -1,0 +1,1 @@
+"""Everything for people: GraphQL over the four services. No rules of its own."""

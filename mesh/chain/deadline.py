@@ -1,0 +1,27 @@
+"""The deadline that the client set becomes ours; a unary call without one is given one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mesh import deadline
+from mesh.chain import Call
+
+UNARY_MS_MAX = 30_000
+
+
+@asynccontextmanager
+async def step(call: Call) -> AsyncIterator[None]:
+    """Bound the handler by the client's deadline, and a unary one by 30 s in any case."""
+    left_seconds = call.context.time_remaining()
+    if call.streaming and left_seconds is None:
+        yield
+        return
+    limit_ms = min(left_seconds * 1000 if left_seconds is not None else UNARY_MS_MAX, 1e9)
+    if not call.streaming:
+        limit_ms = min(limit_ms, UNARY_MS_MAX)
+    with deadline.within(limit_ms):
+        async with asyncio.timeout(limit_ms / 1000):
+            yield

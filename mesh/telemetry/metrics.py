@@ -1,0 +1,38 @@
+"""Every Prometheus metric of the mesh, and the server that shows them. A metric is declared here or nowhere."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client.exposition import generate_latest
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
+
+RPC_HANDLED = Counter("mandate_rpc_handled_total", "RPCs served.", ["method", "code"], registry=REGISTRY)
+RPC_SECONDS = Histogram("mandate_rpc_seconds", "Time to serve a unary RPC.", ["method"], registry=REGISTRY)
+COMPLETIONS = Counter(
+    "mandate_completions_total", "Completions by outcome.", ["provider", "outcome"], registry=REGISTRY
+)
+COMPLETION_SECONDS = Histogram(
+    "mandate_completion_seconds", "Time from a completion's first byte in to its last out.", registry=REGISTRY
+)
+REFUSALS = Counter("mandate_refusals_total", "Requests that the gateway refused.", ["code"], registry=REGISTRY)
+LEDGER_BATCH = Histogram(
+    "mandate_ledger_batch_items",
+    "Items that shared one commit.",
+    ["kind"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    registry=REGISTRY,
+)
+HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
+OUTBOX_WAITING = Gauge("mandate_outbox_waiting", "Events that wait for delivery.", ["schema"], registry=REGISTRY)
+
+
+def text() -> bytes:
+    """Return all metrics in the Prometheus text format."""
+    return generate_latest(REGISTRY)
+
+
+def serve(host: str, port: int) -> None:
+    """Answer scrapes on a thread of its own."""
+    start_http_server(port, addr=host, registry=REGISTRY)
