@@ -27,8 +27,7 @@ TAIL_LINES = 25
 def detach(home: Home, arguments: list[str]) -> MeshStatus:
     """Run `mandate` with `arguments` in a session of its own and return once all is ready; else raise StartError."""
     if holder := home.holder():
-        message = f"{home.path}: is in use by process {holder} (mandate status, mandate down)"
-        raise HomeError(message)
+        raise HomeError(f"{home.path}: is in use by process {holder} (mandate status, mandate down)")
     output = home.logs / "detached.out"  # what it says before it has its log: a refusal to start, or a crash
     with output.open("wb") as file:
         child = subprocess.Popen(  # noqa: S603  # ourselves
@@ -45,11 +44,12 @@ def detach(home: Home, arguments: list[str]) -> MeshStatus:
             return found
         if time.monotonic() > deadline:
             child.terminate()
-            message = f"was not ready within {START_SECONDS:.0f} s; see {home.logs / LOG_FILE}"
-            raise StartError(message)
+            raise StartError(f"was not ready within {START_SECONDS:.0f} s; see {home.logs / LOG_FILE}")
         time.sleep(POLL_SECONDS)
     last = output.read_text(errors="replace").strip().splitlines()[-TAIL_LINES:]
-    raise StartError("\n".join(last) or f"ended with {child.returncode}; see {home.logs / LOG_FILE}")
+    raise StartError(
+        "\n".join(last).removeprefix("mandate: ") or f"ended with {child.returncode}; see {home.logs / LOG_FILE}"
+    )
 
 
 def stop(home: Home) -> bool:
@@ -60,8 +60,7 @@ def stop(home: Home) -> bool:
     deadline = time.monotonic() + STOP_SECONDS
     while home.holder() is not None or _leftovers(home):
         if time.monotonic() > deadline:
-            message = f"process {holder} did not stop within {STOP_SECONDS:.0f} s"
-            raise StartError(message)
+            raise StartError(f"process {holder} did not stop within {STOP_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     status.clear(home)
     return holder is not None
@@ -71,4 +70,11 @@ def _leftovers(home: Home) -> bool:
     """Say whether a process runs that a killed supervisor recorded; another user of its pid is told by its session."""
     found = status.recorded(home)
     pids = [process.pid for process in found.processes if process.pid] if found else []
-    return any(is_running(pid) and os.getsid(pid) == pid for pid in pids)
+    return any(is_running(pid) and _leads_session(pid) for pid in pids)
+
+
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False

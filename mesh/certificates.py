@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mesh.clock import Clock
 from mesh.home import write_private
 from mesh.services import SERVICES
 
@@ -46,9 +47,9 @@ class _Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-def ensure(home: Home, now: dt.datetime | None = None) -> TrustDomain:
+def ensure(home: Home, clock: Clock) -> TrustDomain:
     """Make what is missing, renew what ends within 30 days, leave the rest untouched."""
-    now = now or dt.datetime.now(dt.UTC)
+    now = clock.now()
     domain = TrustDomain(f"mandate-{home.instance}", home.tls)
     authority = _authority(home, domain, now)
     for name in NAMES:
@@ -61,7 +62,7 @@ def _authority(home: Home, domain: TrustDomain, now: dt.datetime) -> _Authority:
     certificate_file, key_file = home.tls / "ca.pem", home.keys / "ca.key"
     try:
         certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        key = _load_key(key_file)
+        key = load_key(key_file)
     except (FileNotFoundError, ValueError):
         pass
     else:
@@ -86,7 +87,7 @@ def _good(folder: Path, name: str, authority: _Authority, now: dt.datetime) -> b
     """Say whether the pair on disk is whole, of this authority and not about to end (a crash may have torn it)."""
     try:
         certificate = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
-        key = _load_key(folder / f"{name}.key")
+        key = load_key(folder / f"{name}.key")
         certificate.verify_directly_issued_by(authority.certificate)
     except (FileNotFoundError, ValueError, TypeError, InvalidSignature):
         return False
@@ -148,11 +149,11 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a private key; raise ValueError when the file holds none of ours."""
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        message = f"{path} is not an elliptic-curve key"
-        raise ValueError(message)  # noqa: TRY004  # an unusable file, as one that can't be parsed
+        raise ValueError(f"{path} is not an elliptic-curve key")  # noqa: TRY004  # an unusable file, as one that can't be parsed
     return key
 
 

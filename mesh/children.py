@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mesh import leash
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -92,7 +92,7 @@ async def started(
     *,
     account: Account | None = None,
     stop: signal.Signals = signal.SIGTERM,
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncGenerator[asyncio.subprocess.Process]:
     """Run `argv` until the block ends; raise RuntimeError with its last output when it doesn't become ready."""
     child = await asyncio.create_subprocess_exec(
         *leashed(argv, account, signal.SIGKILL),
@@ -119,8 +119,7 @@ async def _await_ready(
     deadline = asyncio.get_running_loop().time() + START_SECONDS
     while not await ready():
         if child.returncode is not None or asyncio.get_running_loop().time() > deadline:
-            message = f"did not become ready: {tail.decode(errors='replace')}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"did not become ready: {tail.decode(errors='replace')}")
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from mesh import background, console, status
 from mesh.home import Home, HomeError
-from mesh.ports import PortError
 from mesh.services import REPLICAS_MAX, SERVICES
 from mesh.settings import Runtime, SettingsError, load, readings
+from mesh.sockets import PortError
 from mesh.supervisor import StartError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options)
     except (HomeError, PortError, SettingsError, StartError) as error:
         console.complain(f"mandate: {error}")
+        return FAILED
+    except KeyboardInterrupt:  # before the supervisor listens to signals: nothing runs yet
         return FAILED
 
 
@@ -76,7 +78,7 @@ def _status(options: argparse.Namespace) -> int:
 def _migrate(_options: argparse.Namespace) -> int:
     from mesh import up  # noqa: PLC0415  # as for `up`
 
-    asyncio.run(up.migrate(console.terminal()))
+    asyncio.run(up.migrate_once(console.terminal()))
     return DONE
 
 

@@ -30,6 +30,8 @@ OUTAGES = (
     asyncpg.InternalClientError,
 )
 
+StatementError = asyncpg.PostgresError  # what the server refuses, outages aside
+
 log = logs.get(__name__)
 
 

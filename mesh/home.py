@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from mesh.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 FORMAT = 1
 RECORD = "home.json"
@@ -58,7 +58,7 @@ class Home:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the home at `path`, made when it is missing or empty; raise HomeError before anything else is touched."""
+        """Open the home at `path`, made when it is missing or empty; raise HomeError before anything is touched."""
         path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow a link the user chose
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,8 +68,7 @@ class Home:
             home = cls(path, record)
             return cls(path, home._with_sockets())
         except OSError as error:
-            message = f"{path}: cannot be used as a state folder ({error.strerror})"
-            raise HomeError(message) from error
+            raise HomeError(f"{path}: cannot be used as a state folder ({error.strerror})") from error
 
     @classmethod
     def existing(cls, path: Path) -> Self | None:
@@ -78,8 +77,7 @@ class Home:
         try:
             record = _read(path) if path.is_dir() else None
         except OSError as error:
-            message = f"{path}: cannot be read ({error.strerror})"
-            raise HomeError(message) from error
+            raise HomeError(f"{path}: cannot be read ({error.strerror})") from error
         return cls(path, record) if record else None
 
     @property
@@ -128,13 +126,12 @@ class Home:
         return path
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Hold the home for this process; raise HomeError that says who holds it."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            message = f"{self.path}: cannot be written ({error.strerror})"
-            raise HomeError(message) from error
+            raise HomeError(f"{self.path}: cannot be written ({error.strerror})") from error
         with os.fdopen(descriptor, "r+") as file:
             _flock(file.fileno(), self)
             file.truncate(0)
@@ -161,7 +158,8 @@ class Home:
     def wipe(self) -> None:
         """Remove the home and what it keeps outside; the caller holds the lock."""
         for path in (self.data, self.sockets, self.path):
-            shutil.rmtree(path, ignore_errors=path != self.path)
+            if path.exists():
+                shutil.rmtree(path)
 
     def _with_sockets(self) -> Record:
         """Return the record with a socket folder that exists and is ours (a restart of the machine clears /tmp)."""
@@ -195,27 +193,24 @@ def _read(path: Path) -> Record | None:
         found = raw.get("format")
     except FileNotFoundError:
         if any(not entry.name.startswith(f".{RECORD}") for entry in path.iterdir()):
-            message = f"{path}: is not empty and not a mandate home (no {RECORD}); choose another MANDATE_HOME"
-            raise HomeError(message) from None
+            raise HomeError(
+                f"{path}: is not empty and not a mandate home (no {RECORD}); choose another MANDATE_HOME"
+            ) from None
         return None
     except (ValueError, AttributeError) as error:
-        message = f"{path}: {RECORD} is damaged ({error})"
-        raise HomeError(message) from None
+        raise HomeError(f"{path}: {RECORD} is damaged ({error})") from None
     if found != FORMAT:
         age = "a newer" if isinstance(found, int) and found > FORMAT else "an unknown"
-        message = f"{path}: has {age} format ({found!r}; this version reads {FORMAT})"
-        raise HomeError(message)
+        raise HomeError(f"{path}: has {age} format ({found!r}; this version reads {FORMAT})")
     owner = path.stat().st_uid
     if owner != os.geteuid():
-        message = f"{path}: belongs to user {owner} and you are user {os.geteuid()}"
-        raise HomeError(message)
+        raise HomeError(f"{path}: belongs to user {owner} and you are user {os.geteuid()}")
     try:
         record = Record(**raw)
     except TypeError:
         record = None
     if record is None or not _is_plausible(record):
-        message = f"{path}: {RECORD} is damaged"
-        raise HomeError(message)
+        raise HomeError(f"{path}: {RECORD} is damaged")
     return record
 
 
@@ -271,8 +266,9 @@ def _flock(descriptor: int, home: Home) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 holder = home.holder()
-                message = f"{home.path}: is in use by process {holder or 'unknown'} (mandate status, mandate down)"
-                raise HomeError(message) from None
+                raise HomeError(
+                    f"{home.path}: is in use by process {holder or 'unknown'} (mandate status, mandate down)"
+                ) from None
             time.sleep(0.05)
         else:
             return

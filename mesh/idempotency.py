@@ -91,7 +91,7 @@ async def once(
 def check_request_id(request: Message) -> str:
     """Return the request's id; InvalidArgument when it has none that can be a key."""
     request_id = str(getattr(request, "request_id", ""))
-    if not REQUEST_ID.match(request_id):
+    if not REQUEST_ID.fullmatch(request_id):
         raise invalid("request_id", "must be 1 to 64 letters, digits or _.:-")
     return request_id
 

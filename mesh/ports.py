@@ -1,36 +1,42 @@
-"""Which port is whose, and whether they are free; offsets of the services stand in `services.py`."""
+"""Which port is whose: offsets stand in `services.py`; listening on them is in `sockets.py` and in the servers."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from mesh.services import POSTGRES_OFFSET, SERVICES, VALKEY_OFFSET
+from mesh.services import POSTGRES_OFFSET, SERVICES, VALKEY_OFFSET, Service, named
+from mesh.settings import Runtime
+from mesh.sockets import Claim
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from mesh.services import Service
-    from mesh.settings import Runtime
-
-BACKLOG = 1024  # connections that wait while a replica of the gateway restarts
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound to here, but asked at this machine
 
-
-class PortError(Exception):
-    """A port can't be had; the text names it and its setting."""
+GRPC = {service.name: service.grpc for service in SERVICES if service.grpc is not None}  # offsets from the base port
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A port that the mesh is about to listen on, and whom to tell when it can't."""
+def grpc_port(service: str, runtime: Runtime) -> int:
+    """Return the gRPC port of this process, a replica of `service`."""
+    port = Layout.of(runtime).grpc(named(service), runtime.replica)
+    if port is None:
+        raise ValueError(f"{service} serves no gRPC")
+    return port
 
-    host: str
-    port: int
-    what: str
+
+def metrics_port(service: str, runtime: Runtime) -> int:
+    """Return the port of this process's own health and metrics."""
+    return Layout.of(runtime).metrics(named(service), runtime.replica)
+
+
+def address_of(service: str, runtime: Runtime) -> str:
+    """Return where a service is reached: its setting, else its first replica on this machine."""
+    given = {
+        "identity": runtime.identity_address,
+        "vault": runtime.vault_address,
+        "ledger": runtime.ledger_address,
+        "gateway": runtime.gateway_address,
+    }[service]
+    return given or Layout.of(runtime).addresses(named(service), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,42 +99,3 @@ class Layout:
                 for kind, port in (("gRPC", self.grpc(service, replica)), ("metrics", self.metrics(service, replica))):
                     if port is not None:
                         yield Claim(self.host, port, f"{service.name} {kind}, {base} + {port - self.base_port}")
-
-
-def check(claims: Iterable[Claim]) -> None:
-    """Raise PortError for the first port that is in use or claimed twice."""
-    seen: dict[int, str] = {}
-    for claim in claims:
-        if claim.port in seen:
-            message = f"port {claim.port} is asked for twice: {seen[claim.port]} and {claim.what}"
-            raise PortError(message)
-        seen[claim.port] = claim.what
-        _bound(claim).close()
-
-
-@contextlib.contextmanager
-def listening(claims: dict[str, Claim]) -> Iterator[dict[str, int]]:
-    """Listen on each port while the block runs and give the descriptors, for children to accept on."""
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(_bound(claim)) for name, claim in claims.items()}
-        for opened in sockets.values():
-            opened.listen(BACKLOG)
-        yield {name: opened.fileno() for name, opened in sockets.items()}
-
-
-def _bound(claim: Claim) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(claim.host, claim.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        opened = socket.socket(family)
-    except OSError as error:
-        message = f"{claim.host}: is not an address to listen on ({error.strerror}; MANDATE_HOST)"
-        raise PortError(message) from None
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind((claim.host, claim.port))
-    except OSError as error:
-        opened.close()
-        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-        message = f"port {claim.port} ({claim.what}) {why}; nothing was started"
-        raise PortError(message) from None
-    return opened

@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
+
+from mesh.tls import Certificates
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
 TIMEOUT_SECONDS = 2.0
-PEER = "operator"  # the certificate that asks
 NAME = ("grpc.ssl_target_name_override", "localhost")  # stands in every certificate, whatever address is asked
 
 
-def grpc_health(tls: Path, host: str, port: int) -> Callable[[], Awaitable[bool]]:
+def grpc_health(certificates: Certificates, host: str, port: int) -> Callable[[], Awaitable[bool]]:
     """Return a probe by the gRPC health protocol over mTLS."""
 
     async def probe() -> bool:
-        credentials = grpc.ssl_channel_credentials(
-            (tls / "ca.pem").read_bytes(), (tls / f"{PEER}.key").read_bytes(), (tls / f"{PEER}.pem").read_bytes()
-        )
-        async with grpc.aio.secure_channel(f"{host}:{port}", credentials, options=[NAME]) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+        async with grpc.aio.secure_channel(f"{host}:{port}", certificates.client(), options=[NAME]) as channel:
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
             try:
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
+                answer = await check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
             except grpc.aio.AioRpcError:
                 return False
             return answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -24,7 +24,7 @@ class Service:
     database: bool = True
 
 
-SERVICES = (
+SERVICES: tuple[Service, ...] = (
     Service(name="ledger", package="ledger_svc", needs=("postgres",), grpc=30, metrics=70),
     Service(name="identity", package="identity_svc", needs=("postgres", "valkey", "ledger"), grpc=10, metrics=50),
     Service(name="vault", package="vault_svc", needs=("postgres", "identity"), grpc=20, metrics=60),
@@ -46,3 +46,11 @@ SERVICES = (
         database=False,
     ),
 )
+
+
+def named(name: str) -> Service:
+    """Return the service called `name`; raise KeyError where there is none."""
+    return _BY_NAME[name]
+
+
+_BY_NAME = {service.name: service for service in SERVICES}

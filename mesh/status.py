@@ -84,7 +84,5 @@ def recorded(home: Home) -> MeshStatus | None:
         raw: dict[str, Any] = json.loads((home.run / STATE).read_text())
     except FileNotFoundError:
         return None
-    processes = tuple(
-        ProcessStatus(**{**process, "ports": Ports(**process["ports"])}) for process in raw.pop("processes")
-    )
+    processes = tuple(ProcessStatus(ports=Ports(**process.pop("ports")), **process) for process in raw.pop("processes"))
     return MeshStatus(**raw, processes=processes)

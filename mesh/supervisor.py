@@ -18,7 +18,7 @@ from mesh.children import Account, leashed
 from mesh.warm import WORD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 
 State = Literal["waiting", "starting", "ready", "restarting", "stopping", "stopped"]
 
@@ -188,9 +188,9 @@ class Supervisor:
             pause = min(pause * 1.2, POLL_MAX_SECONDS)
         if not keeper.was_ready.is_set():
             await keeper.process.settle()
+        keeper.was_ready.set()
         self._move(keeper, "ready")
         self._say(keeper.label, f"ready in {loop.time() - began:.1f} s")
-        keeper.was_ready.set()
 
     async def _needs(self, keeper: Keeper) -> None:
         for other in self.keepers:
@@ -241,7 +241,7 @@ class Supervisor:
         self._move(keeper, "stopped")
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -269,8 +269,7 @@ def _layers(keepers: Sequence[Keeper]) -> list[list[Keeper]]:
         layer = [keeper for keeper in left if not names & set(keeper.process.needs)]
         missing = {need for keeper in layer for need in keeper.process.needs} - placed
         if not layer or missing:
-            message = f"needs that can't be met: {', '.join(sorted(missing or names))}"
-            raise ValueError(message)
+            raise ValueError(f"needs that can't be met: {', '.join(sorted(missing or names))}")
         placed |= {keeper.process.name for keeper in layer}
         left = [keeper for keeper in left if keeper not in layer]
         layers.append(layer)

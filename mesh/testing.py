@@ -114,7 +114,7 @@ async def house(directory: Path) -> AsyncIterator[House]:
         database = await stack.enter_async_context(postgres.running(directory / "database"))
         cache = await stack.enter_async_context(valkey.running(directory / "cache"))
         home = Home.open(directory / "home")
-        certificates.ensure(home)
+        certificates.ensure(home, SystemClock())
         passwords = {service: home.secret(f"mandate_{service}") for service in SERVICES}
         provisioned = await provision(database.owner_dsn, passwords)
         for service in SERVICES:

@@ -87,10 +87,13 @@ def public_jwk(key: ec.EllipticCurvePublicKey) -> str:
 
 def key_of_jwk(text: str) -> ec.EllipticCurvePublicKey:
     """Read a public JSON Web Key; ValueError for anything else."""
-    key = ECAlgorithm.from_jwk(text)
+    try:
+        members: object = json.loads(text)
+        key = ECAlgorithm.from_jwk(members) if isinstance(members, dict) else None
+    except jwt.InvalidKeyError as error:
+        raise ValueError(str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        message = "not a public elliptic-curve key"
-        raise TypeError(message)
+        raise ValueError("not a public elliptic-curve key")  # noqa: TRY004  # it is the text that is wrong
     return key
 
 

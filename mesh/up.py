@@ -17,22 +17,25 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from mesh import certificates, migrations, probes, status
+from mesh import certificates, probes, status
+from mesh.clock import SystemClock
 from mesh.embedded import postgres, valkey
 from mesh.embedded.postgres import Postgres
 from mesh.embedded.provision import SERVICES as SCHEMAS
 from mesh.embedded.provision import addresses, provision
 from mesh.embedded.valkey import Valkey
 from mesh.home import Home, HomeError
-from mesh.ports import Claim, Layout, PortError, check, listening
-from mesh.services import SERVICES
+from mesh.migrations import MigrationError, migrate
+from mesh.ports import Layout
+from mesh.services import SERVICES, named
 from mesh.settings import Deployment, Runtime, Source, load, names_of
+from mesh.sockets import Claim, PortError, check, listening
 from mesh.status import MeshStatus, Ports, ProcessStatus
 from mesh.supervisor import Process, StartError, Supervisor
+from mesh.tls import Certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from mesh.secret import Secret
     from mesh.services import Service
@@ -62,9 +65,9 @@ class Plan:
         return Layout.of(self.runtime)
 
     @property
-    def tls(self) -> Path:
-        """Return the folder of the certificates, absolute."""
-        return (self.runtime.tls_dir or self.home.tls).absolute()
+    def operator(self) -> Certificates:
+        """Return the certificate that asks the services whether they are ready."""
+        return Certificates(self.runtime.tls_dir or self.home.tls, "operator")
 
     @property
     def passwords(self) -> dict[str, Secret]:
@@ -74,7 +77,8 @@ class Plan:
     @property
     def owner_dsn(self) -> Secret:
         """Return the database as the schemas' owner; no service is given it."""
-        return self.deployment.database_url or self.postgres.owner_dsn
+        here = postgres.owner_dsn(self.layout.postgres, self.home.secret(postgres.SUPERUSER))
+        return self.deployment.database_url or here
 
     @property
     def postgres(self) -> Postgres:
@@ -88,9 +92,10 @@ class Plan:
 
     @property
     def embedded(self) -> set[str]:
-        """Name the servers that we bring ourselves."""
+        """Name the servers that are needed here and given by no setting, so that we bring them ourselves."""
         given = {"postgres": self.deployment.database_url, "valkey": self.runtime.redis_url}
-        return {name for name, url in given.items() if url is None}
+        needed = {need for service in SERVICES if service.name in self.replicas for need in service.needs}
+        return {name for name, url in given.items() if url is None and name in needed}
 
 
 def replicas_of(asked: Mapping[str, int], only: tuple[str, ...] = ()) -> dict[str, int]:
@@ -108,23 +113,21 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None]) -> No
     runtime, deployment = load(Runtime, source), load(Deployment, source)
     for service in SERVICES:
         if service.name in replicas and importlib.util.find_spec(service.package) is None:
-            message = f"{service.package} is not installed here; `mandate up` runs the whole mesh"
-            raise StartError(message)
+            raise StartError(f"{service.package} is not installed here; `mandate up` runs the whole mesh")
     home = Home.open(runtime.home)
     plan = Plan(runtime, deployment, source, home, replicas)
-    with home.lock():
-        with await _sockets(plan) as descriptors:
-            if runtime.tls_dir is None:
-                certificates.ensure(home)
-            for key in KEYS:
-                home.ensure_key(key)
-            if deployment.database_url:
-                await prepare_database(plan, say)
-            await _supervise(plan, descriptors, say)
-        status.clear(home)
+    with home.lock(), await _sockets(plan) as descriptors:
+        if runtime.tls_dir is None:
+            certificates.ensure(home, SystemClock())
+        for key in KEYS:
+            home.ensure_key(key)
+        if deployment.database_url:
+            await prepare_database(plan, say)
+        plan.operator.client()  # a folder of certificates that lacks one is told before anything starts
+        await _supervise(plan, descriptors, say)
 
 
-async def migrate(say: Callable[[str, str], None]) -> None:
+async def migrate_once(say: Callable[[str, str], None]) -> None:
     """Bring the database to this version, with the embedded server started for it where none runs."""
     source = Source.process()
     runtime, deployment = load(Runtime, source), load(Deployment, source)
@@ -147,11 +150,10 @@ async def prepare_database(plan: Plan, say: Callable[[str, str], None]) -> None:
     try:
         provisioned = await provision(plan.owner_dsn, plan.passwords)
         for schema in SCHEMAS:
-            for name in await migrations.migrate(provisioned.owner_dsn, schema):
+            for name in await migrate(provisioned.owner_dsn, schema):
                 say("migrate", f"{schema} {name}")
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        message = f"the database could not be prepared ({type(error).__name__}: {error})"
-        raise StartError(message) from error
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, MigrationError) as error:
+        raise StartError(f"the database could not be prepared: {error or type(error).__name__}") from error
 
 
 def table(plan: Plan, descriptors: Mapping[str, int], say: Callable[[str, str], None]) -> list[Process]:
@@ -183,7 +185,10 @@ async def _supervise(plan: Plan, descriptors: Mapping[str, int], say: Callable[[
             say("", line)
 
     supervisor = Supervisor(table(plan, descriptors, say), say, changed)
-    await supervisor.run(started)
+    try:
+        await supervisor.run(started)
+    finally:
+        status.clear(plan.home)
 
 
 async def _sockets(plan: Plan) -> contextlib.AbstractContextManager[dict[str, int]]:
@@ -263,7 +268,7 @@ def _service_row(plan: Plan, service: Service, replica: int, descriptors: Mappin
         ready=(
             probes.http_ready(host, plan.layout.metrics(service, replica))
             if grpc_port is None
-            else probes.grpc_health(plan.tls, host, grpc_port)
+            else probes.grpc_health(plan.operator, host, grpc_port)
         ),
         needs=tuple(need for need in service.needs if need in here),
         environment=_environment(plan, service, replica, descriptor),
@@ -326,7 +331,6 @@ def _process_status(plan: Plan, keeper: Keeper) -> ProcessStatus:
     name, replica = keeper.process.name, keeper.process.replica
     ports = {"postgres": Ports(tcp=plan.layout.postgres), "valkey": Ports(tcp=plan.layout.valkey)}.get(name)
     if ports is None:
-        service = next(service for service in SERVICES if service.name == name)
-        layout = plan.layout
+        service, layout = named(name), plan.layout
         ports = Ports(layout.grpc(service, replica), layout.metrics(service, replica), layout.http(service))
     return ProcessStatus(name, replica, keeper.pid, keeper.state, ports, keeper.restarts)

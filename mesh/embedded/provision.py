@@ -16,11 +16,11 @@ import asyncpg
 from mesh.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
 DATABASE = "mandate"
 OWNER = "mandate_owner"
-MAINTENANCE = ("", "postgres")
+MAINTENANCE = "postgres"
 SERVICES = ("identity", "vault", "ledger", "gateway")
 LOCK = 7_214_530_118  # advisory: two `migrate` at once take turns
 SCRAM_ITERATIONS = 4096  # PostgreSQL's default
@@ -42,7 +42,7 @@ async def provision(owner_dsn: Secret, passwords: Mapping[str, Secret]) -> Provi
     """
     found = addresses(owner_dsn, passwords)
     database = _database(owner_dsn)
-    async with _turn(owner_dsn) as connection:
+    async with _turn(owner_dsn, otherwise=_address(owner_dsn, MAINTENANCE)) as connection:
         await _roles(connection, passwords)
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
             await connection.execute(f"CREATE DATABASE \"{database}\" OWNER {OWNER} ENCODING 'UTF8' TEMPLATE template0")
@@ -62,8 +62,14 @@ def addresses(owner_dsn: Secret, passwords: Mapping[str, Secret]) -> Provisioned
 
 
 @contextlib.asynccontextmanager
-async def _turn(dsn: Secret) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(dsn.reveal(), timeout=15)
+async def _turn(dsn: Secret, *, otherwise: Secret | None = None) -> AsyncGenerator[asyncpg.Connection]:
+    """Connect, to `otherwise` while the database is missing, and wait for our turn."""
+    try:
+        connection = await asyncpg.connect(dsn.reveal(), timeout=15)
+    except asyncpg.InvalidCatalogNameError:
+        if otherwise is None:
+            raise
+        connection = await asyncpg.connect(otherwise.reveal(), timeout=15)
     try:
         await connection.execute("SET client_min_messages = error; SET lock_timeout = '30s'")
         await connection.execute("SELECT pg_advisory_lock($1)", LOCK)
@@ -72,21 +78,21 @@ async def _turn(dsn: Secret) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]
         await connection.close(timeout=5)
 
 
-async def _roles(connection: asyncpg.Connection[asyncpg.Record], passwords: Mapping[str, Secret]) -> None:
+async def _roles(connection: asyncpg.Connection, passwords: Mapping[str, Secret]) -> None:
     known = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
     if OWNER not in known:
         await connection.execute(f"CREATE ROLE {OWNER} NOLOGIN")
-    if not await connection.fetchval("SELECT pg_has_role($1::name, 'MEMBER')", OWNER):
-        await connection.execute(f"GRANT {OWNER} TO CURRENT_USER")
+    if not await connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        await connection.execute(
+            f"GRANT {OWNER} TO CURRENT_USER"
+        )  # a role's creator may give it, yet not take its place
     for name, password in passwords.items():
         role = _role(name)
         verb = "ALTER" if role in known else "CREATE"
         await connection.execute(f"{verb} ROLE {role} LOGIN PASSWORD '{_verifier(password)}'")
 
 
-async def _database_rights(
-    connection: asyncpg.Connection[asyncpg.Record], database: str, passwords: Mapping[str, Secret]
-) -> None:
+async def _database_rights(connection: asyncpg.Connection, database: str, passwords: Mapping[str, Secret]) -> None:
     await connection.execute(f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC')
     await connection.execute(f'GRANT ALL ON DATABASE "{database}" TO {OWNER}')
     for name in passwords:
@@ -96,13 +102,12 @@ async def _database_rights(
 
 def _database(owner_dsn: Secret) -> str:
     named = urlsplit(owner_dsn.reveal()).path.lstrip("/")
-    return DATABASE if named in MAINTENANCE else named
+    return DATABASE if named in {"", MAINTENANCE} else named
 
 
 def _role(service: str) -> str:
     if service not in SERVICES:
-        message = f"no such service: {service}"
-        raise ValueError(message)
+        raise ValueError(f"no such service: {service}")
     return f"mandate_{service}"
 
 

@@ -1,4 +1,4 @@
-"""Valkey as a child process: its configuration, its command, and `running()` for tests; restarts are the supervisor's."""
+"""Valkey as a child process: its configuration, its command, `running()` for tests; restarts are the supervisor's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesh.home import Home, write_private
 from mesh.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 STOP_SIGNAL = signal.SIGTERM
@@ -86,7 +86,7 @@ class Valkey:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, port: int = 0, *, keep: bool = False) -> AsyncIterator[Valkey]:
+async def running(directory: Path, port: int = 0, *, keep: bool = False) -> AsyncGenerator[Valkey]:
     """Run a server for a test, its home in `directory`; all is removed afterwards unless `keep`."""
     home = Home.open(directory)
     server = Valkey.of(home, port or children.free_port())

@@ -1,0 +1,74 @@
+# `make help` lists what there is. A fresh machine needs Python 3.11 or newer, make and a C compiler's runtime; no more.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PROTOS := $(shell find protos -name '*.proto')
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help up down demo test check fmt protos docs lock clean
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+up: .venv/.protos ## Run the mesh in the foreground; Ctrl-C drains and stops. ARGS="--replicas gateway=2"
+	@exec $(BIN)/mandate up $(ARGS)
+
+down: .venv/.protos ## Stop a mesh that runs in the background
+	@exec $(BIN)/mandate down $(ARGS)
+
+demo: .venv/.protos ## Do the main story once and print what happened
+	@exec $(BIN)/mandate demo $(ARGS)
+
+test: .venv/.protos ## Run every test that needs no outside service. ARGS="-k holds"
+	$(BIN)/pytest -n $(WORKERS) --ignore=tests/outside --ignore=tests/bench $(ARGS)
+
+check: .venv/.protos ## Check style, types, imports, contracts and the rules of the house
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against protos/baseline.binpb
+	$(BIN)/pytest -q tests/test_house.py tests/contracts
+
+fmt: .venv/.protos ## Format Python and contracts
+	$(BIN)/ruff format --quiet
+	$(BIN)/ruff check --fix --quiet || true
+	$(BIN)/buf format --write
+
+protos: .venv/.installed ## Generate Python from the contracts again
+	$(BIN)/python protos/generate.py
+	@touch .venv/.protos
+
+docs: .venv/.protos ## Write the tables of settings and errors in docs/ again
+	$(BIN)/python docs/tables.py
+
+lock: .venv/.installed ## Pin every dependency anew, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean: ## Remove what was built; the state folder stays (`mandate down --wipe` removes that)
+	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find protos -name '*_pb2*.py*' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.locked: requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Mandate needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.protos: .venv/.installed protos/generate.py $(PROTOS)
+	$(BIN)/python protos/generate.py
+	@touch $@

@@ -1,0 +1,94 @@
+"""What the gateway asks of the ledger for one completion, and what it is answered. How they travel is in `charging`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from gateway_svc.settlement import Settlement
+from mesh.errors import Exhausted, MeshError, Unavailable
+
+RETRY_IN_FLIGHT_MS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A hold that is wanted."""
+
+    request_id: str
+    agent_id: str
+    path_version: int
+    api_key_id: str
+    provider: str
+    model: str
+    input_tokens_max: int
+    output_tokens_wanted: int
+    output_tokens_min: int
+    choices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A committed hold; it may be dispatched only while the lease of its holder lives."""
+
+    request_id: str
+    agent_id: str
+    holder_id: str
+    output_tokens: int
+    ceiling_micros: int
+
+
+class Refusal(Enum):
+    """Why there is no hold."""
+
+    EXHAUSTED = auto()
+    IN_FLIGHT = auto()
+    DISABLED = auto()
+    VOIDED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A final no, and the wallet or budget that stands in the way."""
+
+    refusal: Refusal
+    account_id: str
+    short_micros: int
+
+    def error(self) -> MeshError:
+        """Return it as the error that the agent is told."""
+        match self.refusal:
+            case Refusal.EXHAUSTED:
+                text = f"the credits of {self.account_id} are used up (short of {self.short_micros} micro-credits)"
+                return Exhausted("INSUFFICIENT_QUOTA", text, account=self.account_id)
+            case Refusal.IN_FLIGHT:
+                text = f"requests in flight hold what is left of {self.account_id}; try again"
+                return Exhausted(
+                    "BUDGET_IN_FLIGHT", text, retry_after_ms=RETRY_IN_FLIGHT_MS, account=self.account_id
+                )
+            case Refusal.DISABLED:
+                text = f"the budget {self.account_id} was disabled when it was exceeded"
+                return Exhausted("BUDGET_DISABLED", text, account=self.account_id)
+            case Refusal.VOIDED:
+                return Unavailable("ACCOUNTING_UNAVAILABLE", "the request was given up", retry_after_ms=500)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A settle: what was used, and how it went."""
+
+    request_id: str
+    agent_id: str
+    settlement: Settlement
+    latency_ms: int
+    overhead_ms: int
+    first_token_ms: int
+    streamed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """A committed charge and the wallet's settled balance after it."""
+
+    charged_micros: int
+    balance_micros: int

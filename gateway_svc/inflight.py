@@ -1,0 +1,144 @@
+"""Items for the ledger that wait to be sent or answered, bounded; no network in here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from mandate.ledger.v1 import charges_pb2
+
+ITEMS_PER_MESSAGE_MAX = 500
+UNANSWERED_MAX = 10_000
+
+Question: TypeAlias = "charges_pb2.PlaceHold | charges_pb2.SettleHold | charges_pb2.VoidHold"
+Answer: TypeAlias = "charges_pb2.HoldAnswer | charges_pb2.SettleAnswer | charges_pb2.VoidAnswer"
+Key: TypeAlias = "tuple[type[Answer], str]"
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One question; a None answer says that its holder lapsed before there was one."""
+
+    key: Key
+    question: Question
+    holder_id: str = ""
+    sent: bool = False
+    answer: asyncio.Future[Answer | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Inflight:
+    """What is unanswered, in the order in which it came."""
+
+    def __init__(self) -> None:
+        self._unanswered: OrderedDict[Key, Item] = OrderedDict()
+        self._unsent: deque[Item] = deque()  # emptied into messages; holds at most what is unanswered
+        self._waiting_holds: deque[Item] = deque()
+        self._woken = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Return whether no more holds may be added; settles and voids of those that were always may."""
+        return len(self._unanswered) >= UNANSWERED_MAX
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many settles and voids have no answer."""
+        return sum(not isinstance(item.question, charges_pb2.PlaceHold) for item in self._unanswered.values())
+
+    def add_hold(self, question: charges_pb2.PlaceHold, holder_id: str) -> Item:
+        """Add a wanted hold; it is sent once its holder has a lease."""
+        return self._add(Item((charges_pb2.HoldAnswer, question.request_id), question, holder_id))
+
+    def add_settle(self, question: charges_pb2.SettleHold) -> Item:
+        """Add a settle."""
+        return self._add(Item((charges_pb2.SettleAnswer, question.request_id), question))
+
+    def add_void(self, question: charges_pb2.VoidHold) -> Item:
+        """Add a void."""
+        return self._add(Item((charges_pb2.VoidAnswer, question.request_id), question))
+
+    def drop(self, item: Item) -> None:
+        """Forget an item that nobody waits for."""
+        self._unanswered.pop(item.key, None)
+
+    def item(self, answer: Answer) -> Item:
+        """Return the item that an answer belongs to; KeyError when nobody waits for it."""
+        return self._unanswered[type(answer), answer.request_id]
+
+    def resolve(self, answer: Answer) -> None:
+        """Hand an answer to whoever waits for it."""
+        item = self._unanswered.pop((type(answer), answer.request_id), None)
+        if item is not None and not item.answer.done():
+            item.answer.set_result(answer)
+
+    def fail_holds(self, holder_id: str) -> None:
+        """Answer every hold that was sent with None: its holder lapsed. Those not yet sent pass to the next holder."""
+        for item in [item for item in self._unanswered.values() if isinstance(item.question, charges_pb2.PlaceHold)]:
+            if not item.sent:
+                item.holder_id = holder_id
+                continue
+            self.drop(item)
+            self.add_void(
+                charges_pb2.VoidHold(
+                    request_id=item.question.request_id, agent_id=item.question.agent_id, reason="holder lapsed"
+                )
+            )
+            if not item.answer.done():
+                item.answer.set_result(None)
+
+    def send_again(self, item: Item) -> None:
+        """Send one item once more, unless it was answered meanwhile."""
+        if self._unanswered.get(item.key) is item:
+            self._queue(item)
+
+    def send_all_again(self) -> None:
+        """Send everything unanswered on a new stream."""
+        self._unsent.clear()
+        self._waiting_holds.clear()
+        for item in self._unanswered.values():
+            self._queue(item)
+
+    def next_message(self, *, with_holds: bool) -> charges_pb2.ChargeRequest | None:
+        """Take up to 500 items out of the queue, settles and voids first."""
+        message: charges_pb2.ChargeRequest | None = None
+        for queue in (self._unsent, self._waiting_holds) if with_holds else (self._unsent,):
+            for _ in range(min(len(queue), ITEMS_PER_MESSAGE_MAX)):
+                item = queue.popleft()
+                if self._unanswered.get(item.key) is item:
+                    message = message or charges_pb2.ChargeRequest()
+                    item.sent = True
+                    _append(message, item.question)
+        return message
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until there is something to send, at most so long."""
+        self._woken.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    def wake(self) -> None:
+        """End the wait."""
+        self._woken.set()
+
+    def _add(self, item: Item) -> Item:
+        self._unanswered[item.key] = item
+        self._queue(item)
+        return item
+
+    def _queue(self, item: Item) -> None:
+        (self._waiting_holds if isinstance(item.question, charges_pb2.PlaceHold) else self._unsent).append(item)
+        self.wake()
+
+
+def _append(message: charges_pb2.ChargeRequest, question: Question) -> None:
+    if isinstance(question, charges_pb2.PlaceHold):
+        message.holds.append(question)
+    elif isinstance(question, charges_pb2.SettleHold):
+        message.settles.append(question)
+    else:
+        message.voids.append(question)

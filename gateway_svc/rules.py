@@ -1,0 +1,52 @@
+"""Which policy holds for an agent: those of its four levels merged, read anew twice a second."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from gateway_svc import store
+from gateway_svc.calls import Calls
+from gateway_svc.policies import Policy, Rate, merge, policy
+from mesh.clock import monotonic_ms
+from mesh.db import Database
+
+KEPT_MS = 500
+ENTRIES_MAX = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    policy: Policy
+    until_ms: float
+
+
+class Rules:
+    """The merged policies of the agents seen lately."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._entries: OrderedDict[tuple[str, ...], _Entry] = OrderedDict()
+        self._reads: Calls[tuple[str, ...], Policy] = Calls()
+
+    async def over(self, path: tuple[str, ...]) -> Policy:
+        """Return what the policies on a path come to together; DATABASE_UNAVAILABLE when they can't be read."""
+        entry = self._entries.get(path)
+        if entry is not None and entry.until_ms > monotonic_ms():
+            return entry.policy
+        return await self._reads.share(path, lambda: self._read(path))
+
+    async def _read(self, path: tuple[str, ...]) -> Policy:
+        until_ms = monotonic_ms() + KEPT_MS  # from before the read: a change during it is seen in time
+        merged = merge(_rule(stored) for stored in await store.policies_on(self._db, path))
+        self._entries.pop(path, None)
+        self._entries[path] = _Entry(merged, until_ms)
+        if len(self._entries) > ENTRIES_MAX:
+            self._entries.popitem(last=False)
+        return merged
+
+
+def _rule(stored: store.StoredPolicy) -> Policy:
+    terms = stored.terms
+    rate = Rate(stored.target_id, terms.requests_per_minute, terms.tokens_per_minute)
+    return policy(terms.allowed_models, terms.max_tokens_per_request, rate)

@@ -1,0 +1,160 @@
+"""People: sign up, log in, log out, and who one is."""
+# ruff: noqa: A002  # a mutation's one argument is called input
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+
+import strawberry
+
+from graphql_edge.operation import Session
+from graphql_edge.schema.errors import REFUSALS, Info, Keyed, Payload, key_of, mutation
+from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size_of
+from graphql_edge.schema.scalars import time_of
+from mandate.identity.v1 import directory_pb2, people_pb2
+from mesh.clock import SystemClock
+from mesh.errors import Code
+from mesh.secret import Secret
+
+
+@strawberry.type(description="An organization that one belongs to.")
+class OrganizationSummary:
+    """One line of the caller's organizations."""
+
+    id: strawberry.ID
+    name: str
+    role: str | None = strawberry.field(description="owner, admin, member, billing or viewer.")
+    create_time: datetime
+
+
+@strawberry.type(description="A human user.")
+class Person:
+    """The caller."""
+
+    id: strawberry.ID
+    email: str
+    name: str
+    create_time: datetime
+    roles: strawberry.Private[dict[str, str]]
+
+    @strawberry.field
+    async def organizations(
+        self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None
+    ) -> Connection[OrganizationSummary] | None:
+        """Page through one's organizations, oldest first."""
+        request = directory_pb2.ListOrganizationsRequest(page_size=size_of(first), page_token=after or "")
+        answer = await info.context.call(info.context.stubs.directory.ListOrganizations, request)
+
+        def summary(organization: directory_pb2.Organization) -> OrganizationSummary:
+            return OrganizationSummary(
+                id=strawberry.ID(organization.id),
+                name=organization.name,
+                role=self.roles.get(organization.id),
+                create_time=time_of(organization.create_time),
+            )
+
+        return connection(summary, answer.organizations, answer.next_page_token)
+
+
+def person_of(message: people_pb2.Person) -> Person:
+    """Read a person from the contract's message."""
+    return Person(
+        id=strawberry.ID(message.id),
+        email=message.email,
+        name=message.name,
+        create_time=time_of(message.create_time),
+        roles={membership.organization_id: membership.role for membership in message.memberships},
+    )
+
+
+@strawberry.input
+class SignUpInput(Keyed):
+    """Who signs up."""
+
+    email: str
+    password: str = strawberry.field(description="10 to 1,024 characters.")
+    name: str
+
+
+@strawberry.input
+class LogInInput(Keyed):
+    """Who logs in."""
+
+    email: str
+    password: str
+
+
+@strawberry.input
+class LogOutInput(Keyed):
+    """Nothing but the key: the session is the one that asks."""
+
+
+@strawberry.type
+class SessionPayload(Payload):
+    """A login; browsers also get it as a cookie that scripts cannot read."""
+
+    access_token: str | None = None
+    person: Person | None = None
+    expires_at: datetime | None = None
+
+
+@strawberry.type
+class LogOutPayload(Payload):
+    """Empty but for userErrors."""
+
+    logged_out: bool = False
+
+
+@strawberry.type
+class PeopleQueries:
+    """Who one is."""
+
+    @strawberry.field
+    async def me(self, info: Info) -> Person | None:
+        """Return the person who is logged in, null when nobody is."""
+        if info.context.who.person is None:
+            return None
+        return person_of(await info.context.call(info.context.stubs.people.GetMe, people_pb2.GetMeRequest()))
+
+
+async def sign_up(info: Info, input: SignUpInput) -> SessionPayload | None:
+    """Create a person and log them in."""
+    request = people_pb2.SignUpRequest(
+        email=input.email, password=input.password, name=input.name, request_id=key_of(input)
+    )
+    return _begun(info, await info.context.call(info.context.stubs.people.SignUp, request))
+
+
+async def log_in(info: Info, input: LogInInput) -> SessionPayload | None:
+    """Open a session."""
+    request = people_pb2.LogInRequest(email=input.email, password=input.password, request_id=key_of(input))
+    return _begun(info, await info.context.call(info.context.stubs.people.LogIn, request))
+
+
+async def log_out(info: Info, input: LogOutInput | None = None) -> LogOutPayload | None:
+    """End the session that asks."""
+    token = info.context.access_token
+    if token is not None:
+        request = people_pb2.LogOutRequest(access_token=token.reveal(), request_id=key_of(input or LogOutInput()))
+        await info.context.call(info.context.stubs.people.LogOut, request)
+    info.context.ended = True
+    return LogOutPayload(logged_out=token is not None)
+
+
+def _begun(info: Info, session: people_pb2.Session) -> SessionPayload:
+    expires_at = time_of(session.expire_time)
+    lifetime = expires_at - SystemClock().now()
+    info.context.began = Session(Secret(session.access_token), max(0, int(lifetime.total_seconds())))
+    return SessionPayload(
+        access_token=session.access_token or None, person=person_of(session.person), expires_at=expires_at
+    )
+
+
+@strawberry.type
+class PeopleMutations:
+    """Sessions."""
+
+    sign_up = cast("SessionPayload | None", mutation(sign_up))
+    log_in = cast("SessionPayload | None", mutation(log_in, told=REFUSALS | {Code.UNAUTHENTICATED}))
+    log_out = cast("LogOutPayload | None", mutation(log_out))

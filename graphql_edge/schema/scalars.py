@@ -1,0 +1,45 @@
+"""Scalars of the schema: money as text, so that no client rounds it; and protobuf times as `datetime`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NewType
+
+import strawberry
+from graphql import GraphQLError
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+Micros = NewType("Micros", int)
+INTEGER = re.compile(r"^-?[0-9]{1,19}$")
+INT64_MAX = 2**63 - 1
+
+
+def parse_micros(value: object) -> Micros:
+    """Read an integer of 64 bits from text, or from a JSON integer."""
+    if isinstance(value, str) and INTEGER.match(value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > INT64_MAX:
+        message = 'Micros must be a whole number of micro-credits as text, such as "1500000" for 1.5 credits.'
+        raise GraphQLError(message)
+    return Micros(value)
+
+
+MICROS = strawberry.scalar(
+    name="Micros",
+    description="Micro-credits as the text of a whole number: 1 credit is 1,000,000.",
+    serialize=str,
+    parse_value=parse_micros,
+)
+
+
+def time_of(stamp: Timestamp) -> datetime:
+    """Return a time that is always there."""
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def optional_time(stamp: Timestamp) -> datetime | None:
+    """Return a time, None where the field is absent."""
+    return time_of(stamp) if stamp.seconds or stamp.nanos else None

@@ -1,0 +1,86 @@
+"""KeyService: agents' API keys, the stream of what changed, and the public keys of mesh tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from identity_svc import bearers, wire
+from identity_svc.directory import check_expiry
+from identity_svc.names import name_of
+from identity_svc.signing import SigningKeys
+from identity_svc.store import api_keys as store
+from identity_svc.worker import Hub
+from mandate.identity.v1 import keys_pb2 as pb
+from mandate.identity.v1 import keys_pb2_grpc as rpc
+from mesh.chain import Context
+from mesh.clock import Clock
+from mesh.db import Connection, Database
+from mesh.errors import NotFound, invalid
+from mesh.idempotency import once
+from mesh.paging import next_token, page_of
+
+
+class KeyServicer(rpc.KeyServiceServicer):
+    """Implements mandate.identity.v1.KeyService."""
+
+    def __init__(self, db: Database, clock: Clock, keys: SigningKeys, hub: Hub, pepper: bytes) -> None:
+        self._db = db
+        self._clock = clock
+        self._keys = keys
+        self._hub = hub
+        self._pepper = pepper
+
+    async def IssueApiKey(self, request: pb.IssueApiKeyRequest, context: Context) -> pb.IssueApiKeyResponse:
+        name = name_of(request.name)
+        expires_at = wire.moment(request.expire_time, "expire_time") if request.HasField("expire_time") else None
+
+        async def make(tx: Connection) -> pb.IssueApiKeyResponse:
+            now = self._clock.now()
+            check_expiry(expires_at, now)  # in here: a replay after the expiry is still a replay
+            bearer = bearers.mint(bearers.Prefix.API_KEY)
+            key = store.new(request.agent_id, name, bearers.shown(bearer), now, expires_at)
+            added = await store.add(tx, key, bearers.digest(bearer))
+            if added is None:
+                raise NotFound("NOT_FOUND", "no such agent_id", field="agent_id")
+            return pb.IssueApiKeyResponse(api_key=wire.api_key(added), plaintext=bearer.reveal())
+
+        issued = await once(self._db, request, pb.IssueApiKeyResponse, make, pepper=self._pepper)
+        issued.answer.replayed = issued.replayed
+        return issued.answer
+
+    async def ListApiKeys(self, request: pb.ListApiKeysRequest, context: Context) -> pb.ListApiKeysResponse:
+        page = page_of(request.page_size, request.page_token)
+        found = await store.of_agent(self._db, request.agent_id, page)
+        return pb.ListApiKeysResponse(
+            api_keys=[wire.api_key(item) for item in found[: page.size]],
+            next_page_token=next_token(page, [item.id for item in found]),
+        )
+
+    async def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: Context) -> pb.ApiKey:
+        async def make(tx: Connection) -> pb.ApiKey:
+            revoked = await store.revoke(tx, request.api_key_id, self._clock.now())
+            if revoked is None:
+                raise NotFound("NOT_FOUND", "no such api_key_id", field="api_key_id")
+            return wire.api_key(revoked)
+
+        return (await once(self._db, request, pb.ApiKey, make, pepper=self._pepper)).answer
+
+    async def ResolveApiKey(self, request: pb.ResolveApiKeyRequest, context: Context) -> pb.ResolveApiKeyResponse:
+        if len(request.key_sha256) != bearers.DIGEST_BYTES:
+            raise invalid("key_sha256", f"must have {bearers.DIGEST_BYTES} bytes")
+        return wire.resolved(await store.resolve(self._db, request.key_sha256, self._clock.now()))
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        if request.cursor < 0:
+            raise invalid("cursor", "must not be negative")
+        async with aclosing(self._hub.watch(request.cursor)) as beats:
+            async for beat in beats:
+                yield wire.beat(beat)
+
+    async def ListVerificationKeys(
+        self, request: pb.ListVerificationKeysRequest, context: Context
+    ) -> pb.ListVerificationKeysResponse:
+        published = await self._keys.published()
+        keys = [pb.VerificationKey(key_id=key_id, jwk=jwk) for key_id, jwk in published.items()]
+        return pb.ListVerificationKeysResponse(keys=keys)

@@ -1,0 +1,240 @@
+-- Facts are rows that never change: privileges refuse it, and so do triggers. What may be deleted is derived.
+
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'rows of %.% are never changed', TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = '42501';
+END $$;
+
+-- Who is under whom, as identity says; the highest version of a node counts.
+CREATE TABLE nodes (
+  id              text NOT NULL,
+  path_version    bigint NOT NULL,
+  organization_id text NOT NULL,
+  path            text[] NOT NULL CHECK (cardinality(path) BETWEEN 1 AND 4),
+  recorded_at     timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (id, path_version)
+);
+
+CREATE TABLE verification_keys (
+  key_id      text PRIMARY KEY,
+  jwk         text NOT NULL,
+  recorded_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Rates are micro-credits for 1,000,000 tokens; the newest row of a model is in force.
+CREATE TABLE prices (
+  id                           text PRIMARY KEY,
+  ordinal                      bigint GENERATED ALWAYS AS IDENTITY,
+  provider                     text NOT NULL,
+  model                        text NOT NULL,
+  input_micros_per_mtok        bigint NOT NULL CHECK (input_micros_per_mtok >= 0),
+  cached_input_micros_per_mtok bigint NOT NULL CHECK (cached_input_micros_per_mtok >= 0),
+  cache_write_micros_per_mtok  bigint NOT NULL CHECK (cache_write_micros_per_mtok >= 0),
+  output_micros_per_mtok       bigint NOT NULL CHECK (output_micros_per_mtok >= 0),
+  reasoning_micros_per_mtok    bigint NOT NULL CHECK (reasoning_micros_per_mtok >= 0),
+  request_micros               bigint NOT NULL CHECK (request_micros >= 0),
+  context_tokens               bigint NOT NULL CHECK (context_tokens > 0),
+  output_tokens_max            bigint NOT NULL CHECK (output_tokens_max > 0),
+  source                       text NOT NULL CHECK (source <> ''),
+  source_date                  date NOT NULL,
+  recorded_at                  timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX prices_in_force ON prices (provider, model, ordinal DESC);
+
+CREATE TABLE budgets (
+  id              text PRIMARY KEY,
+  organization_id text NOT NULL,
+  target_id       text NOT NULL,   -- one column: a budget can have no second target
+  period          text NOT NULL CHECK (period IN ('daily', 'monthly', 'total')),
+  request_id      text NOT NULL,
+  created_at      timestamptz NOT NULL,
+  UNIQUE (organization_id, request_id)
+);
+CREATE INDEX budgets_of_target ON budgets (organization_id, target_id);
+
+-- What a budget says; the highest version counts.
+CREATE TABLE budget_versions (
+  budget_id    text NOT NULL REFERENCES budgets (id),
+  version      int NOT NULL,
+  limit_micros bigint NOT NULL CHECK (limit_micros >= 0),
+  auto_disable boolean NOT NULL,
+  disabled     boolean NOT NULL,
+  request_id   text NOT NULL,
+  actor        text NOT NULL,
+  recorded_at  timestamptz NOT NULL,
+  PRIMARY KEY (budget_id, version)
+);
+
+-- A wallet and its counterparts for each organization, and one account for each window of each budget. A budget's
+-- balance falls below zero as it is used; its floor is minus its limit.
+CREATE TABLE accounts (
+  id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  organization_id text NOT NULL,
+  kind            text NOT NULL CHECK (kind IN ('wallet', 'revenue', 'purchases', 'adjustments', 'suspense', 'breach', 'budget')),
+  budget_id       text,
+  window_start    timestamptz,
+  opening_micros  bigint NOT NULL DEFAULT 0,  -- what the window had spent before the budget was made (0 or below)
+  opened_at       timestamptz NOT NULL,
+  CHECK ((kind = 'budget') = (budget_id IS NOT NULL AND window_start IS NOT NULL)),
+  UNIQUE NULLS NOT DISTINCT (organization_id, kind, budget_id, window_start)
+);
+
+-- The first answer to each request for a hold, for ever: granted or refused.
+CREATE TABLE holds (
+  organization_id  text NOT NULL,
+  request_id       text NOT NULL,
+  agent_id         text NOT NULL,
+  api_key_id       text NOT NULL,
+  holder_id        text NOT NULL,
+  path             text[] NOT NULL,
+  routes           text NOT NULL,       -- provider/model,provider/model
+  price_ids        text[] NOT NULL,     -- one for each route
+  input_tokens_max bigint NOT NULL,
+  output_wanted    bigint NOT NULL,
+  output_min       bigint NOT NULL,
+  choices          int NOT NULL,
+  status           smallint NOT NULL,   -- as place_holds answers it
+  output_tokens    bigint NOT NULL,
+  ceiling_micros   bigint NOT NULL CHECK (ceiling_micros >= 0),
+  limits           bigint[] NOT NULL,   -- the accounts whose floors it counts against, the wallet first
+  blocker          text NOT NULL,
+  target_id        text NOT NULL,
+  short_micros     bigint NOT NULL,
+  held_at          timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, request_id)
+);
+
+-- Accounts of budgets that were made while a hold was in flight: its settlement counts against them too.
+CREATE TABLE hold_links (
+  organization_id text NOT NULL,
+  request_id      text NOT NULL,
+  account_id      bigint NOT NULL,
+  PRIMARY KEY (organization_id, request_id, account_id)
+);
+
+-- What became of a hold: held (no row) → settled | voided | uncertain → settled (late) | voided (late) | resolved.
+CREATE TABLE outcomes (
+  organization_id text NOT NULL,
+  request_id      text NOT NULL,
+  phase           text NOT NULL CHECK (phase IN ('settled', 'voided', 'uncertain', 'resolved')),
+  charged_micros  bigint NOT NULL,
+  breach_micros   bigint NOT NULL DEFAULT 0,
+  reason          text NOT NULL DEFAULT '',
+  decided_at      timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, request_id, phase)
+);
+
+-- One row a transfer: zero-sum by construction. No foreign keys to accounts: each check would write a lock on the hot
+-- account's row, and the functions that insert here make the accounts themselves, in the same lock.
+CREATE TABLE transfers (
+  organization_id text NOT NULL,
+  seq             bigint NOT NULL,      -- gapless within the organization
+  key             text NOT NULL,        -- the idempotency key: request id and phase are unique for ever
+  phase           text NOT NULL,
+  kind            text NOT NULL,
+  debit           bigint NOT NULL,
+  credit          bigint NOT NULL,
+  amount_micros   bigint NOT NULL CHECK (amount_micros > 0),
+  limits          bigint[] NOT NULL DEFAULT '{}',           -- budget accounts that it counts against
+  direction       smallint NOT NULL DEFAULT 0 CHECK (direction IN (-1, 0, 1)),  -- -1 uses the budgets, 1 gives back
+  actor           text NOT NULL,
+  reason          text NOT NULL DEFAULT '',
+  posted_at       timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, seq),
+  UNIQUE (organization_id, key, phase),
+  CHECK (debit <> credit),
+  CHECK ((direction = 0) = (cardinality(limits) = 0))
+);
+
+-- One row a completion, in the commit of its charge.
+CREATE TABLE usage (
+  organization_id     text NOT NULL,
+  seq                 bigint NOT NULL,  -- gapless within the organization
+  request_id          text NOT NULL,
+  path                text[] NOT NULL,
+  agent_id            text NOT NULL,
+  api_key_id          text NOT NULL,
+  provider            text NOT NULL,
+  model               text NOT NULL,
+  price_id            text NOT NULL,
+  input_tokens        bigint NOT NULL,
+  cached_input_tokens bigint NOT NULL,
+  cache_write_tokens  bigint NOT NULL,
+  output_tokens       bigint NOT NULL,
+  reasoning_tokens    bigint NOT NULL,
+  charged_micros      bigint NOT NULL,
+  ceiling_micros      bigint NOT NULL,
+  estimated           boolean NOT NULL,
+  outcome             text NOT NULL,
+  http_status         int NOT NULL,
+  latency_ms          int NOT NULL,
+  overhead_ms         int NOT NULL,
+  first_token_ms      int NOT NULL,
+  streamed            boolean NOT NULL,
+  used_at             timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, seq),
+  UNIQUE (organization_id, request_id)
+);
+
+-- One hash chain an organization: hash = SHA-256(the hash before it, then the line's UTF-8 bytes).
+CREATE TABLE audit (
+  organization_id text NOT NULL,
+  seq             bigint NOT NULL,
+  line            text NOT NULL,
+  hash            bytea NOT NULL,
+  recorded_at     timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, seq)
+);
+
+-- Derived, rebuilt from facts at will: the last balance of an account, and which holds are open.
+CREATE TABLE checkpoints (
+  account_id     bigint NOT NULL,
+  version        bigint NOT NULL,
+  settled_micros bigint NOT NULL,
+  held_micros    bigint NOT NULL,
+  PRIMARY KEY (account_id, version)
+);
+CREATE TABLE open_holds (
+  organization_id text NOT NULL,
+  request_id      text NOT NULL,
+  holder_id       text NOT NULL,
+  held_at         timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, request_id)
+);
+CREATE INDEX open_holds_of_holder ON open_holds (holder_id);
+
+-- The life of a gateway process.
+CREATE TABLE leases (
+  holder_id text PRIMARY KEY,
+  opened_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  beat_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  lapsed_at timestamptz
+);
+
+DO $$
+DECLARE name text;
+BEGIN
+  FOREACH name IN ARRAY ARRAY['nodes', 'verification_keys', 'prices', 'budgets', 'budget_versions', 'accounts', 'holds',
+                              'hold_links', 'outcomes', 'transfers', 'usage', 'audit'] LOOP
+    EXECUTE format('CREATE TRIGGER %I_unchanging BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()', name, name);
+    EXECUTE format('CREATE TRIGGER %I_untruncated BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', name, name);
+    EXECUTE format('GRANT SELECT, INSERT ON %I TO mandate_ledger', name);
+  END LOOP;
+END $$;
+
+GRANT USAGE ON SCHEMA ledger TO mandate_ledger;
+GRANT SELECT, INSERT ON checkpoints TO mandate_ledger;
+GRANT SELECT, INSERT, DELETE ON open_holds TO mandate_ledger;
+GRANT SELECT, INSERT, UPDATE ON leases TO mandate_ledger;
+
+-- Every line that a transfer makes. Budgets are counted apart: each of their lines has its mirror on account 0, so that
+-- all lines together sum to zero.
+CREATE VIEW entries AS
+  SELECT organization_id, seq, debit AS account_id, -amount_micros AS amount_micros FROM transfers
+  UNION ALL
+  SELECT organization_id, seq, credit, amount_micros FROM transfers
+  UNION ALL
+  SELECT organization_id, seq, unnest(limits), amount_micros * direction FROM transfers
+  UNION ALL
+  SELECT organization_id, seq, 0, -amount_micros * direction * cardinality(limits) FROM transfers WHERE direction <> 0;
+GRANT SELECT ON entries TO mandate_ledger;

@@ -1,0 +1,201 @@
+"""Wallets: read them, and move credits in and out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from ledger_svc import wire
+from ledger_svc.store import wallets
+from mandate.ledger.v1 import wallets_pb2 as pb
+from mandate.ledger.v1 import wallets_pb2_grpc as rpc
+from mesh import caller
+from mesh.db import Database
+from mesh.errors import Exhausted, FailedPrecondition, NotFound, invalid
+from mesh.idempotency import check_request_id
+from mesh.money import MICROS_MAX
+from mesh.paging import Page, next_token, page_of
+
+PAGE_MAX = 500
+REASON_MAX = 500
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class WalletServicer(rpc.WalletServiceServicer):
+    """Implements mandate.ledger.v1.WalletService."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def GetWallet(self, request: pb.GetWalletRequest, context: Context) -> pb.Wallet:
+        return await self._wallet(request.organization_id)
+
+    async def PurchaseCredits(self, request: pb.PurchaseCreditsRequest, context: Context) -> pb.Posting:
+        _check_amount(request.amount_micros, 1)
+        return await self._post(request.organization_id, request, "purchase", request.amount_micros)
+
+    async def RefundPurchase(self, request: pb.RefundPurchaseRequest, context: Context) -> pb.Posting:
+        _check_amount(request.amount_micros, 1)
+        if not request.purchase_request_id:
+            raise invalid("purchase_request_id", "must be set")
+        amount = -request.amount_micros
+        return await self._post(request.organization_id, request, "refund", amount, request.purchase_request_id)
+
+    async def AdjustCredits(self, request: pb.AdjustCreditsRequest, context: Context) -> pb.Posting:
+        _check_amount(request.amount_micros, -MICROS_MAX)
+        if not request.reason.strip():
+            raise invalid("reason", "an adjustment states its reason")
+        return await self._post(request.organization_id, request, "adjustment", request.amount_micros)
+
+    async def ListTransfers(self, request: pb.ListTransfersRequest, context: Context) -> pb.ListTransfersResponse:
+        page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
+        rows = await wallets.transfers(self._db, request.organization_id, _before(page), page.size + 1)
+        return pb.ListTransfersResponse(
+            transfers=[wire.transfer(request.organization_id, row) for row in rows[: page.size]],
+            next_page_token=next_token(page, [str(row["seq"]) for row in rows]),
+        )
+
+    async def ListEntries(self, request: pb.ListEntriesRequest, context: Context) -> pb.ListEntriesResponse:
+        page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
+        rows = await wallets.entries(self._db, request.organization_id, _before(page), page.size + 1)
+        seqs = list(dict.fromkeys(row["seq"] for row in rows))
+        shown = set(seqs[: page.size])
+        entries = [
+            pb.Entry(
+                transfer_id=f"{request.organization_id}/{row['seq']}",
+                seq=row["seq"],
+                account=row["account"],
+                amount_micros=row["amount_micros"],
+                kind=row["kind"],
+                request_id=row["key"],
+                time=wire.stamp(row["posted_at"]),
+            )
+            for row in rows
+            if row["seq"] in shown
+        ]
+        return pb.ListEntriesResponse(entries=entries, next_page_token=next_token(page, [str(seq) for seq in seqs]))
+
+    async def ListUsage(self, request: pb.ListUsageRequest, context: Context) -> pb.ListUsageResponse:
+        page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
+        rows = await wallets.usage(self._db, request.organization_id, _before(page), page.size + 1)
+        return pb.ListUsageResponse(
+            usage=[wire.usage(request.organization_id, row) for row in rows[: page.size]],
+            next_page_token=next_token(page, [str(row["seq"]) for row in rows]),
+        )
+
+    async def ListUncertainHolds(
+        self, request: pb.ListUncertainHoldsRequest, context: Context
+    ) -> pb.ListUncertainHoldsResponse:
+        page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
+        rows = await wallets.uncertain(self._db, request.organization_id, page.after, page.size + 1)
+        holds: list[pb.UncertainHold] = []
+        for row in rows[: page.size]:
+            provider, _, model = row["routes"].split(",")[0].partition("/")
+            holds.append(
+                pb.UncertainHold(
+                    request_id=row["request_id"],
+                    agent_id=row["agent_id"],
+                    holder_id=row["holder_id"],
+                    ceiling_micros=row["ceiling_micros"],
+                    hold_time=wire.stamp(row["held_at"]),
+                    uncertain_time=wire.stamp(row["decided_at"]),
+                    provider=provider,
+                    model=model,
+                )
+            )
+        token = next_token(page, [row["request_id"] for row in rows])
+        return pb.ListUncertainHoldsResponse(holds=holds, next_page_token=token)
+
+    async def ResolveUncertainHold(self, request: pb.ResolveUncertainHoldRequest, context: Context) -> pb.Posting:
+        key = check_request_id(request)
+        status, replayed = await wallets.resolve(
+            self._db,
+            request.organization_id,
+            key,
+            request.hold_request_id,
+            _actual(request),
+            caller.current().actor,
+            _reason(request.reason),
+        )
+        _check_resolved(status)
+        row = await wallets.last_transfer_of(self._db, request.organization_id, request.hold_request_id)
+        wallet = await self._wallet(request.organization_id)
+        transfer = wire.transfer(request.organization_id, row) if row else None
+        return pb.Posting(transfer=transfer, wallet=wallet, replayed=replayed)
+
+    async def _wallet(self, organization_id: str) -> pb.Wallet:
+        balance = await wallets.balance(self._db, organization_id)
+        return pb.Wallet(
+            organization_id=organization_id,
+            settled_micros=balance.settled_micros,
+            held_micros=balance.held_micros,
+            available_micros=balance.settled_micros - balance.held_micros,
+        )
+
+    async def _post(self, organization_id: str, request: Any, kind: str, amount: int, purchase: str = "") -> pb.Posting:
+        key, reason, actor = check_request_id(request), _reason(request.reason), caller.current().actor
+        posted = await wallets.post(self._db, organization_id, key, kind, amount, purchase, actor, reason)
+        match posted.status:
+            case wallets.SHORT:
+                raise Exhausted("BALANCE_SHORT", "the wallet has not so much available", account="wallet")
+            case wallets.NO_PURCHASE:
+                raise NotFound("PURCHASE_NOT_FOUND", "no such purchase", field="purchase_request_id")
+            case wallets.ABOVE_PURCHASE:
+                raise FailedPrecondition(
+                    "REFUND_ABOVE_PURCHASE", "more than is left of the purchase", field="amount_micros"
+                )
+            case wallets.DIFFERS:
+                raise wire.differs(posted.field)
+            case _:
+                pass
+        row = await wallets.transfer(self._db, organization_id, posted.seq or 0)
+        transfer = wire.transfer(organization_id, row) if row else None
+        return pb.Posting(transfer=transfer, wallet=await self._wallet(organization_id), replayed=posted.replayed)
+
+
+def _before(page: Page) -> int | None:
+    if page.after is None:
+        return None
+    if not page.after.isdigit():
+        raise invalid("page_token", "was not given out by this list")
+    return int(page.after)
+
+
+def _check_amount(amount_micros: int, least: int) -> None:
+    if not least <= amount_micros <= MICROS_MAX or amount_micros == 0:
+        raise invalid("amount_micros", f"must be {least} to {MICROS_MAX}, and not 0")
+
+
+def _reason(text: str) -> str:
+    if len(text) > REASON_MAX or "\x00" in text:
+        raise invalid("reason", f"must have at most {REASON_MAX} characters")
+    return text.strip()
+
+
+def _actual(request: pb.ResolveUncertainHoldRequest) -> int | None:
+    match request.resolution:
+        case pb.RESOLUTION_ACTUAL:
+            if not 0 <= request.actual_micros <= MICROS_MAX:
+                raise invalid("actual_micros", "must not be below 0")
+            return request.actual_micros
+        case pb.RESOLUTION_RELEASE:
+            return 0
+        case pb.RESOLUTION_POST:
+            return None
+        case _:
+            raise invalid("resolution", "must be ACTUAL, RELEASE or POST")
+
+
+def _check_resolved(status: int) -> None:
+    match status:
+        case 2:
+            raise NotFound("HOLD_NOT_FOUND", "no such uncertain hold", field="hold_request_id")
+        case 3:
+            raise FailedPrecondition("HOLD_ENDED", "the hold was decided before")
+        case 4:
+            raise invalid("actual_micros", "is above what was held")
+        case 5:
+            raise wire.differs("resolution")
+        case _:
+            return

@@ -1,0 +1,188 @@
+"""Holds, settlements and voids, a batch of one organization a call; and the leases of holders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ledger_svc.holds import (
+    Differs,
+    Ended,
+    Granted,
+    Lapsed,
+    NoHold,
+    Placed,
+    Placing,
+    Refusal,
+    Refused,
+    Settled,
+    SettleOutcome,
+    Settling,
+    StalePath,
+    Voided,
+    Voiding,
+    VoidOutcome,
+)
+from mesh.db import Database
+
+GRANTED, STALE, DIFFERS, LAPSED = 1, 6, 7, 8
+ENDS = {2: "settled", 3: "resolved"}
+
+
+async def place(db: Database, organization_id: str, items: Sequence[tuple[Placing, bool]]) -> list[Placed]:
+    """Decide holds of one holder in order; each comes with whether an in-flight refusal is its final answer."""
+    placings = [item for item, _ in items]
+    row = await db.row(
+        "SELECT status, output_tokens, ceiling, blocker, target, short, replayed, field "
+        "FROM place_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        organization_id,
+        placings[0].holder_id,
+        [item.request_id for item in placings],
+        [item.agent_id for item in placings],
+        [item.path_version for item in placings],
+        [item.api_key_id for item in placings],
+        [item.routes for item in placings],
+        [item.price_ids for item in placings],
+        [item.input_tokens_max for item in placings],
+        [item.output_wanted for item in placings],
+        [item.output_min for item in placings],
+        [item.choices for item in placings],
+        [item.bound.input_cost for item in placings],
+        [item.bound.output_rate for item in placings],
+        [item.bound.flat_micros for item in placings],
+        [final for _, final in items],
+    )
+    assert row is not None  # noqa: S101  # a function with OUT parameters always answers one row
+    return [_placed(*fields) for fields in zip(*row.values(), strict=True)]
+
+
+def _placed(  # noqa: PLR0913, PLR0917  # one parameter a column of the answer
+    status: int,
+    tokens: int,
+    ceiling: int,
+    blocker: str,
+    target: str,
+    short: int,
+    replayed: bool,  # noqa: FBT001
+    field: str,
+) -> Placed:
+    match status:
+        case 1:
+            return Granted(tokens, ceiling, replayed)
+        case 6:
+            return StalePath()
+        case 7:
+            return Differs(field)
+        case 8:
+            return Lapsed()
+        case _:
+            return Refused(Refusal(status), blocker, target, short, replayed)
+
+
+async def settle(db: Database, organization_id: str, items: Sequence[Settling]) -> list[SettleOutcome]:
+    """Charge completions at their holds' prices."""
+    row = await db.row(
+        "SELECT status, charged, breach, replayed, field, balance "
+        "FROM settle_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+        organization_id,
+        [item.request_id for item in items],
+        [item.cost_micros for item in items],
+        [item.price.provider for item in items],
+        [item.price.model for item in items],
+        [item.price.id for item in items],
+        [item.usage.input_tokens for item in items],
+        [item.usage.cached_input_tokens for item in items],
+        [item.usage.cache_write_tokens for item in items],
+        [item.usage.output_tokens for item in items],
+        [item.usage.reasoning_tokens for item in items],
+        [item.estimated for item in items],
+        [item.outcome for item in items],
+        [item.http_status for item in items],
+        [item.latency_ms for item in items],
+        [item.overhead_ms for item in items],
+        [item.first_token_ms for item in items],
+        [item.streamed for item in items],
+    )
+    assert row is not None  # noqa: S101
+    balance: int = row["balance"]
+    columns = (row["status"], row["charged"], row["breach"], row["replayed"], row["field"])
+    return [_settled(*fields, balance) for fields in zip(*columns, strict=True)]
+
+
+def _settled(status: int, charged: int, breach: int, replayed: bool, field: str, balance: int) -> SettleOutcome:  # noqa: FBT001
+    match status:
+        case 1:
+            return Settled(charged, balance, breach, replayed)
+        case 2:
+            return NoHold()
+        case 3:
+            return Ended("voided")
+        case 4:
+            return Ended("resolved")
+        case _:
+            return Differs(field)
+
+
+async def void(db: Database, organization_id: str, items: Sequence[Voiding]) -> list[VoidOutcome]:
+    """Give holds back; a key that was never placed is closed for ever."""
+    row = await db.row(
+        "SELECT status, replayed FROM void_holds($1, $2, $3, $4)",
+        organization_id,
+        [item.request_id for item in items],
+        [item.agent_id for item in items],
+        [item.reason for item in items],
+    )
+    assert row is not None  # noqa: S101
+    return [
+        Voided(replayed) if status == 1 else Ended(ENDS[status])
+        for status, replayed in zip(row["status"], row["replayed"], strict=True)
+    ]
+
+
+async def price_ids_of(db: Database, organization_id: str, request_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the prices that granted holds were made at, by request id; at most as many as were asked for."""
+    rows = await db.rows(
+        "SELECT request_id, price_ids FROM holds WHERE organization_id = $1 AND request_id = ANY($2) AND status = $3",
+        organization_id,
+        list(request_ids),
+        GRANTED,
+    )
+    return {row["request_id"]: row["price_ids"] for row in rows}
+
+
+async def open_lease(db: Database, holder_id: str) -> bool:
+    """Begin a holder's life, or go on with it after its stream broke; False when it has lapsed."""
+    lapsed = await db.row(
+        """
+        INSERT INTO leases (holder_id) VALUES ($1)
+        ON CONFLICT (holder_id) DO UPDATE
+          SET beat_at = CASE WHEN leases.lapsed_at IS NULL THEN clock_timestamp() ELSE leases.beat_at END
+        RETURNING lapsed_at
+        """,
+        holder_id,
+    )
+    return lapsed is not None and lapsed["lapsed_at"] is None
+
+
+async def renew_lease(db: Database, holder_id: str) -> bool:
+    """Record a beat; False when the holder has lapsed."""
+    tag = await db.execute(
+        "UPDATE leases SET beat_at = clock_timestamp() WHERE holder_id = $1 AND lapsed_at IS NULL", holder_id
+    )
+    return tag == "UPDATE 1"
+
+
+async def forgive_silence(db: Database) -> None:
+    """Count every living holder as heard from now: while no ledger listened, none could be heard."""
+    await db.execute("UPDATE leases SET beat_at = clock_timestamp() WHERE lapsed_at IS NULL")
+
+
+async def lapse_holders(db: Database, lease_ms: int) -> list[str]:
+    """End the leases of silent holders; return the organizations with open holds of lapsed ones (at most 1,000)."""
+    rows = await db.rows("SELECT organization_id FROM lapse_holders($1) AS organization_id", lease_ms)
+    return [row["organization_id"] for row in rows]
+
+
+async def mark_uncertain(db: Database, organization_id: str) -> int:
+    """Move lapsed holders' ceilings to suspense and list them as uncertain; at most 500 a call. Return how many."""
+    count: int = await db.value("SELECT mark_uncertain($1)", organization_id)
+    return count

@@ -1,0 +1,60 @@
+"""Listening sockets made before the processes that accept on them, and the check that ports are free."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+BACKLOG = 1024  # connections that wait while a replica of the gateway restarts
+
+
+class PortError(Exception):
+    """A port can't be had; the text names it and its setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A port that the mesh is about to listen on, and whom to tell when it can't."""
+
+    host: str
+    port: int
+    what: str
+
+
+def check(claims: Iterable[Claim]) -> None:
+    """Raise PortError for the first port that is in use or claimed twice."""
+    seen: dict[int, str] = {}
+    for claim in claims:
+        if claim.port in seen:
+            raise PortError(f"port {claim.port} is asked for twice: {seen[claim.port]} and {claim.what}")
+        seen[claim.port] = claim.what
+        _bound(claim).close()
+
+
+@contextlib.contextmanager
+def listening(claims: dict[str, Claim]) -> Generator[dict[str, int]]:
+    """Listen on each port while the block runs and give the descriptors, for children to accept on."""
+    with contextlib.ExitStack() as stack:
+        sockets = {name: stack.enter_context(_bound(claim)) for name, claim in claims.items()}
+        for opened in sockets.values():
+            opened.listen(BACKLOG)
+        yield {name: opened.fileno() for name, opened in sockets.items()}
+
+
+def _bound(claim: Claim) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(claim.host, claim.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        opened = socket.socket(family)
+    except OSError as error:
+        raise PortError(f"{claim.host}: is not an address to listen on ({error.strerror}; MANDATE_HOST)") from None
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((claim.host, claim.port))
+    except OSError as error:
+        opened.close()
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
+        raise PortError(f"port {claim.port} ({claim.what}) {why}; nothing was started") from None
+    return opened
