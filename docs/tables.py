@@ -1,4 +1,4 @@
-"""Write the tables of settings and of error reasons into docs/, from the code: `make docs`. The prose is not in here."""
+"""Write what docs/ and .env.example say of settings and errors, from the code: `make docs`. Prose is not in here."""
 
 from __future__ import annotations
 
@@ -94,10 +94,19 @@ def settings_table() -> str:
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *lines])
 
 
+def example() -> str:
+    """Return .env.example: every setting, commented out, with its default."""
+    blocks = ["# Copy to .env and uncomment what differs. A secret NAME may also be given as NAME_FILE, a path."]
+    for reading in settings.readings(settings.Source({}, {})):
+        blocks.append(f"# {reading.spec.doc}\n#{reading.spec.name}={reading.shown}")  # noqa: PERF401  # reads better
+    return "\n\n".join(blocks) + "\n"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+EXAMPLE = ROOT / ".env.example"
 TABLES = {"settings": (ROOT / "docs/operations.md", settings_table), "reasons": (ROOT / "docs/api.md", reasons_table)}
 
 
@@ -107,7 +116,8 @@ def between(text: str, name: str) -> re.Match[str] | None:
 
 
 def main() -> int:
-    """Write every table anew; 1 when a document lacks its markers."""
+    """Write everything anew; 1 when a document lacks its markers."""
+    EXAMPLE.write_text(example())
     for name, (path, table) in TABLES.items():
         text = path.read_text()
         place = between(text, name)

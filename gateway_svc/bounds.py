@@ -163,7 +163,11 @@ def _refuse_unpriced(document: JsonObject) -> None:
         raise InvalidArgument("UNPRICED_FIELD", "service_tier: no price covers it", field="service_tier")
     if document.get("modalities") not in (None, ["text"]):
         raise InvalidArgument("UNPRICED_FIELD", "modalities: only text has a price", field="modalities")
-    tools = document.get("tools")
+    _refuse_foreign_tools(document.get("tools"))
+
+
+def _refuse_foreign_tools(tools: Json) -> None:
+    """Let nothing but functions of the caller pass: tools that the provider runs have fees."""
     if tools is None:
         return
     if not isinstance(tools, list):

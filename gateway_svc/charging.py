@@ -96,14 +96,16 @@ class Ledger:
             raise _unavailable()
         return wire.settle_outcome(answer)
 
+    def settle_later(self, report: Report) -> None:
+        """Charge what was used without waiting for the answer."""
+        self._inflight.add_settle(wire.settle_message(report))
+
     async def drain(self, seconds: float) -> None:
         """Wait until everything that was sent is answered."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self._inflight.unsettled:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            log.warn("ledger.drain_incomplete", unanswered=self._inflight.unsettled)
+        if waiting := self._inflight.unsettled:
+            await asyncio.wait([item.answer for item in waiting], timeout=seconds)
+        if unanswered := len(self._inflight.unsettled):
+            log.warn("ledger.drain_incomplete", unanswered=unanswered)
 
     async def run(self) -> None:
         """Keep a stream open for ever."""

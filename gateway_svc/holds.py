@@ -63,9 +63,7 @@ class Refused:
                 return Exhausted("INSUFFICIENT_QUOTA", text, account=self.account_id)
             case Refusal.IN_FLIGHT:
                 text = f"requests in flight hold what is left of {self.account_id}; try again"
-                return Exhausted(
-                    "BUDGET_IN_FLIGHT", text, retry_after_ms=RETRY_IN_FLIGHT_MS, account=self.account_id
-                )
+                return Exhausted("BUDGET_IN_FLIGHT", text, retry_after_ms=RETRY_IN_FLIGHT_MS, account=self.account_id)
             case Refusal.DISABLED:
                 text = f"the budget {self.account_id} was disabled when it was exceeded"
                 return Exhausted("BUDGET_DISABLED", text, account=self.account_id)

@@ -43,9 +43,9 @@ class Inflight:
         return len(self._unanswered) >= UNANSWERED_MAX
 
     @property
-    def unsettled(self) -> int:
-        """Return how many settles and voids have no answer."""
-        return sum(not isinstance(item.question, charges_pb2.PlaceHold) for item in self._unanswered.values())
+    def unsettled(self) -> list[Item]:
+        """Return the settles and voids that have no answer."""
+        return [item for item in self._unanswered.values() if not isinstance(item.question, charges_pb2.PlaceHold)]
 
     def add_hold(self, question: charges_pb2.PlaceHold, holder_id: str) -> Item:
         """Add a wanted hold; it is sent once its holder has a lease."""

@@ -188,7 +188,9 @@ def _read(answer: Sequence[int], counters: Sequence[Counter]) -> Taken:
     for counter, used, wait_ms in zip(counters, answer[2::2], answer[3::2], strict=True):
         fits = used + counter.asked <= counter.limit
         after = used + (counter.asked if taken else 0)
-        readings.append(Reading(counter, max(0, counter.limit - after), wait_ms if wait_ms > 0 or not taken else 61_000))
+        readings.append(
+            Reading(counter, max(0, counter.limit - after), wait_ms if wait_ms > 0 or not taken else 61_000)
+        )
         if not fits and wait_ms >= retry_after_ms:
             retry_after_ms, reached = wait_ms, f"{counter.kind} per minute of {counter.target_id}"
     result = Taken(second, tuple(readings))

@@ -1,4 +1,4 @@
-"""What an answer says about its own charge: `x_platform`, spliced into bytes that are otherwise the provider's. Pure."""
+"""What an answer says about its own charge: `x_platform`, spliced into the provider's bytes. Pure."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ class Settings:
     )
     anthropic_api_key: Secret | None = setting("ANTHROPIC_API_KEY", None, "The platform's key for Anthropic.")
     anthropic_base_url: str = setting(
-        "ANTHROPIC_BASE_URL", "https://api.anthropic.com", "Where Anthropic's models are asked; may be a private address."
+        "ANTHROPIC_BASE_URL",
+        "https://api.anthropic.com",
+        "Where Anthropic's models are asked; may be a private address.",
     )
     in_flight_max: int = setting(
         "MANDATE_GATEWAY_IN_FLIGHT_MAX", 2_000, "Completions at once in one process; more get 503.", minimum=1

@@ -1,4 +1,4 @@
-"""What is charged for a completion once it has gone upstream, whichever way it ended. Pure; the cost is the ledger's."""
+"""What is charged for a completion that went upstream, whichever way it ended. Pure; its cost is the ledger's word."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Settlement:
 def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone: bool) -> Settlement:
     """Settle on the provider's own figures, else on our count, else on all that was held; an error costs nothing."""
     if ending.status >= FIRST_ERROR_STATUS:
-        return Settlement(ending.usage or NOTHING, estimated=False, outcome=Outcome.UPSTREAM_ERROR, http_status=ending.status)
+        return Settlement(
+            ending.usage or NOTHING, estimated=False, outcome=Outcome.UPSTREAM_ERROR, http_status=ending.status
+        )
     ended = Outcome.OK if ending.complete else Outcome.UPSTREAM_CUT
     outcome = Outcome.CLIENT_GONE if client_gone else ended
     if ending.usage is not None:

@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: cut into events without changing them, and read. (HTML standard, 9.2.6.)"""
+"""Server-sent events as bytes: cut into events without changing them, and read (HTML standard, 9.2.6)."""
 
 from __future__ import annotations
 

@@ -12,8 +12,21 @@ from mesh.db import Connection, Database, Row
 TARGETS_MAX = 4
 POLICIES_PER_TARGET_MAX = 20
 
+# ruff: noqa: S608  # only COLUMNS is ever put into a statement
 COLUMNS = """id, organization_id, target_id, name, allowed_models, max_tokens_per_request, requests_per_minute,
   tokens_per_minute, created_at, removed_at"""
+ON_TARGETS = f"SELECT {COLUMNS} FROM policies WHERE target_id = ANY($1) AND removed_at IS NULL ORDER BY id LIMIT $2"
+PAGE = f"SELECT {COLUMNS} FROM policies WHERE organization_id = $1 AND id > $2 ORDER BY id LIMIT $3"
+ADD = f"""
+INSERT INTO policies (id, organization_id, target_id, name, allowed_models, max_tokens_per_request,
+  requests_per_minute, tokens_per_minute)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+RETURNING {COLUMNS}
+"""
+REMOVE = f"""
+UPDATE policies SET removed_at = coalesce(removed_at, clock_timestamp()) WHERE id = $1
+RETURNING {COLUMNS}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class NewPolicy:
 async def policies_on(db: Database, targets: Sequence[str]) -> list[StoredPolicy]:
     """Return the policies in force on the levels of one path."""
     rows = await db.rows(
-        f"SELECT {COLUMNS} FROM policies WHERE target_id = ANY($1) AND removed_at IS NULL ORDER BY id LIMIT $2",  # noqa: S608
+        ON_TARGETS,
         list(targets),
         TARGETS_MAX * POLICIES_PER_TARGET_MAX,
     )
@@ -70,12 +83,7 @@ async def count_on(tx: Connection, target_id: str) -> int:
 async def add(tx: Connection, new: NewPolicy) -> StoredPolicy:
     """Write a policy."""
     row = await tx.fetchrow(
-        f"""
-        INSERT INTO policies (id, organization_id, target_id, name, allowed_models, max_tokens_per_request,
-          requests_per_minute, tokens_per_minute)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-        RETURNING {COLUMNS}
-        """,
+        ADD,
         new.id,
         new.organization_id,
         new.target_id,
@@ -91,10 +99,7 @@ async def add(tx: Connection, new: NewPolicy) -> StoredPolicy:
 async def remove(tx: Connection, policy_id: str) -> StoredPolicy | None:
     """End a policy; one that has ended keeps the time at which it did."""
     row = await tx.fetchrow(
-        f"""
-        UPDATE policies SET removed_at = coalesce(removed_at, clock_timestamp()) WHERE id = $1
-        RETURNING {COLUMNS}
-        """,
+        REMOVE,
         policy_id,
     )
     return None if row is None else _policy(row)
@@ -103,7 +108,7 @@ async def remove(tx: Connection, policy_id: str) -> StoredPolicy | None:
 async def page(db: Database, organization_id: str, after: str, limit: int) -> list[StoredPolicy]:
     """Return an organization's policies with ids after `after`, oldest first."""
     rows = await db.rows(
-        f"SELECT {COLUMNS} FROM policies WHERE organization_id = $1 AND id > $2 ORDER BY id LIMIT $3",  # noqa: S608
+        PAGE,
         organization_id,
         after,
         limit,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import orjson
+
 from gateway_svc.chat import Json, JsonObject
 
 TOKENS_MAX = 10**9  # a larger figure is a broken provider's, not a completion's
@@ -51,6 +53,15 @@ def of_openai(usage: Json) -> TokenUsage | None:
         output_tokens=completion if beside else completion - reasoning,
         reasoning_tokens=reasoning,
     )
+
+
+def of_openai_body(body: bytes) -> TokenUsage | None:
+    """Read the figures in a whole answer."""
+    try:
+        document: Json = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return of_openai(document.get("usage")) if isinstance(document, dict) else None
 
 
 def _count(usage: JsonObject, name: str) -> int | None:

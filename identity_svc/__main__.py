@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import uvloop
-
 from identity_svc.parts import SERVICE, assembled
 from identity_svc.service import registrations, resolver
 from identity_svc.settings import Identity
-from mesh.server import Server, prepare, serve
+from mesh.server import Server, prepare, run, serve
 from mesh.settings import Runtime, load
 
 
@@ -21,4 +19,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    run(main())

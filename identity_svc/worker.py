@@ -87,7 +87,7 @@ class Hub:
         """Look every 200 ms, for ever; while the database can't be read, no beat goes out."""
         while True:
             try:
-                await self._look()
+                await self.look()
             except MeshError as error:
                 log.warn("watch.silent", reason=error.reason)
             await asyncio.sleep(BEAT_SECONDS)
@@ -137,7 +137,8 @@ class Hub:
             return Beat(revision, reset=True)
         return Beat(missed[-1].revision if missed else revision, tuple(missed))
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Read what changed since the last look and give every watcher a beat."""
         found_count = CHANGES_MAX
         while found_count == CHANGES_MAX:
             began_ms = monotonic_ms()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import uvloop
-
 from ledger_svc import price_list, worker
 from ledger_svc.commits import Commits
 from ledger_svc.keys import LedgerKeys
@@ -35,4 +33,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    server.run(main())

@@ -125,6 +125,13 @@ class Home:
         _once(path, base64.b64encode(secrets.token_bytes(32)).decode())
         return path
 
+    def ensure_keyring(self, name: str) -> Path:
+        """Return the file of keyring `name`: JSON with one primary key of 32 random bytes, made on first use."""
+        path = self.keys / f"{name}.json"
+        key = {"id": f"{name}-1", "key": base64.b64encode(secrets.token_bytes(32)).decode(), "state": "primary"}
+        _once(path, json.dumps({"keys": [key]}, indent=2))
+        return path
+
     @contextlib.contextmanager
     def lock(self) -> Generator[None]:
         """Hold the home for this process; raise HomeError that says who holds it."""

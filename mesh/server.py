@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -23,7 +25,7 @@ from mesh.chain import faults as faults_step
 from mesh.chain import limits as limits_step
 from mesh.chain import trace as trace_step
 from mesh.client import MESSAGE_BYTES_MAX
-from mesh.settings import Runtime
+from mesh.settings import Runtime, SettingsError
 from mesh.telemetry import logs, metrics, traces
 from mesh.tls import Certificates
 
@@ -88,6 +90,15 @@ class Server:
         """Say that no more calls are wanted, then wait for those in flight."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._drain_seconds)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service to its end; a setting that is wrong is one line on standard error and exit code 1."""
+    try:
+        uvloop.run(main)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
 
 
 def prepare(service: str, runtime: Runtime) -> None:

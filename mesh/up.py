@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mesh.services import Service
     from mesh.supervisor import Keeper
 
-KEYS = ("identity", "vault", "ledger")  # files that services find under $MANDATE_HOME/keys
+KEYS, KEYRINGS = ("identity",), ("vault",)  # files that services find under $MANDATE_HOME/keys
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 SERVER_GRACE_SECONDS = 30.0
@@ -121,6 +121,8 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None]) -> No
             certificates.ensure(home, SystemClock())
         for key in KEYS:
             home.ensure_key(key)
+        for keyring in KEYRINGS:
+            home.ensure_keyring(keyring)
         if deployment.database_url:
             await prepare_database(plan, say)
         plan.operator.client()  # a folder of certificates that lacks one is told before anything starts

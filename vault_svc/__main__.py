@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import resource
 
-import uvloop
-
 from mandate.identity.v1 import keys_pb2
-from mesh import client, db, server
+from mesh import client, db, ports, server
 from mesh.settings import Runtime, load
 from mesh.tls import Certificates
 from mesh.verification import IdentityKeys
@@ -24,7 +22,7 @@ async def main() -> None:
     root_keys = root.read(settings.keyring(runtime))
     identity = client.connect(
         "identity",
-        runtime.identity_address,
+        ports.address_of("identity", runtime),
         Certificates(runtime.tls, "vault"),
         keys_pb2.DESCRIPTOR.services_by_name.values(),
     )
@@ -38,4 +36,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    server.run(main())

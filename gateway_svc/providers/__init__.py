@@ -1,4 +1,4 @@
-"""Model providers: one module a dialect, each answering in OpenAI's shape. What it costs and who may ask is not here."""
+"""Model providers: one module a dialect, each answering in OpenAI's shape. Who may ask, and the price, are not here."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class Provider(Protocol):
     """A way to ask one vendor's models."""
 
     needs_credential: bool
+
+    def check(self, call: Call) -> None:
+        """Raise MeshError for a request that this dialect can't carry, before anything is sent."""
+        ...
 
     def ask(self, call: Call) -> AbstractAsyncContextManager[Exchange]:
         """Send a request and wait for the head of its answer; NotSent or BrokenOff when there is none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import orjson
 
 from gateway_svc import sse
 from gateway_svc.bounds import mock_prompt_tokens
-from gateway_svc.chat import JsonObject
+from gateway_svc.chat import Json, JsonObject
 from gateway_svc.providers import BrokenOff, Call
 from mesh.errors import invalid
 
@@ -68,8 +68,11 @@ class Mock:
     def __init__(self, bill_file: Path | None) -> None:
         self._bill_file = bill_file
 
+    def check(self, call: Call) -> None:
+        orders_of(call.mock)
+
     @asynccontextmanager
-    async def ask(self, call: Call) -> AsyncIterator[MockExchange]:
+    async def ask(self, call: Call) -> AsyncGenerator[MockExchange]:
         exchange = MockExchange(call, orders_of(call.mock))
         if self._bill_file is not None:
             _append(self._bill_file, exchange.bill())
@@ -109,11 +112,11 @@ class MockExchange:
             error: JsonObject = {"message": "as ordered", "type": "mock_error", "param": None, "code": "mock"}
             return orjson.dumps({"error": error})
         message: JsonObject = {"role": "assistant", "content": (TOKEN * self._written).strip()}
-        choices = [
+        choices: list[Json] = [
             {"index": index, "message": message, "logprobs": None, "finish_reason": self._finish_reason()}
             for index in range(self._call.chat.choices)
         ]
-        answer: JsonObject = {**self._head("chat.completion"), "choices": list(choices)}
+        answer: JsonObject = {**self._head("chat.completion"), "choices": choices}
         if (usage := self._usage()) is not None:
             answer["usage"] = usage
         return orjson.dumps(answer)
@@ -122,7 +125,9 @@ class MockExchange:
         for number, tokens in enumerate(self._tokens_of_events()):
             if number == self.orders.die_after:
                 raise BrokenOff("the mock model died")
-            delta: JsonObject = {"content": TOKEN * tokens} if number else {"role": "assistant", "content": TOKEN * tokens}
+            delta: JsonObject = (
+                {"content": TOKEN * tokens} if number else {"role": "assistant", "content": TOKEN * tokens}
+            )
             yield b"".join(self._chunk(index, delta, None) for index in range(self._call.chat.choices))
             await asyncio.sleep(0)
         if self.orders.die_after is not None and self.orders.die_after <= self._events:
@@ -134,9 +139,7 @@ class MockExchange:
 
     def _chunk(self, index: int, delta: JsonObject, finish_reason: str | None) -> bytes:
         choice: JsonObject = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return sse.event(
-            orjson.dumps({**self._head("chat.completion.chunk"), "choices": [choice], "usage": None})
-        )
+        return sse.event(orjson.dumps({**self._head("chat.completion.chunk"), "choices": [choice], "usage": None}))
 
     def _head(self, kind: str) -> JsonObject:
         return {

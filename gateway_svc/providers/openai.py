@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import orjson
@@ -11,6 +11,7 @@ from gateway_svc.bounds import upstream_body
 from gateway_svc.credentials import Credential
 from gateway_svc.providers import Call, NotSent
 from gateway_svc.providers.upstream import Answer, Upstream
+from mesh.errors import Unavailable
 
 
 class OpenAI:
@@ -23,8 +24,12 @@ class OpenAI:
         self._public = public
         self._base_url = base_url
 
+    def check(self, call: Call) -> None:
+        if call.credential is None:
+            raise Unavailable("PROVIDER_NOT_CONFIGURED", "there is no key for this provider")
+
     @asynccontextmanager
-    async def ask(self, call: Call) -> AsyncIterator[OpenAIExchange]:
+    async def ask(self, call: Call) -> AsyncGenerator[OpenAIExchange]:
         credential = call.credential
         if credential is None:
             raise NotSent("there is no credential")

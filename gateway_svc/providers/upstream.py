@@ -1,10 +1,10 @@
-"""The pooled HTTP client that providers are asked with: it says whether bytes may have been sent, and retries nothing."""
+"""The pooled HTTP client for providers: it says whether bytes may have been sent, and retries nothing."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -55,7 +55,7 @@ class Upstream:
         )
 
     @asynccontextmanager
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Answer]:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncGenerator[Answer]:
         """Send a request once and give its answer; NotSent or BrokenOff when there is none."""
         if self._public_only:
             _refuse_private_literal(url)
@@ -68,7 +68,10 @@ class Upstream:
         try:
             yield _Answer(response)
         finally:
-            response.release() if response.content.at_eof() else response.close()
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
 
     async def close(self) -> None:
         """Close every connection."""

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import cast
 
 import strawberry
 
 from graphql_edge.operation import Session
-from graphql_edge.schema.errors import REFUSALS, Info, Keyed, Payload, key_of, mutation
+from graphql_edge.schema.errors import Payload
+from graphql_edge.schema.fields import Info, Keyed, field, key_of, mutation, refusable
 from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size_of
 from graphql_edge.schema.scalars import time_of
 from mandate.identity.v1 import directory_pb2, people_pb2
@@ -17,20 +17,22 @@ from mesh.clock import SystemClock
 from mesh.errors import Code
 from mesh.secret import Secret
 
+UNKNOWN_PERSON = frozenset({Code.UNAUTHENTICATED})
 
-@strawberry.type(description="An organization that one belongs to.")
+
+@strawberry.type
 class OrganizationSummary:
-    """One line of the caller's organizations."""
+    """An organization that one belongs to; `role` is owner, admin, member, billing or viewer."""
 
     id: strawberry.ID
     name: str
-    role: str | None = strawberry.field(description="owner, admin, member, billing or viewer.")
+    role: str | None
     create_time: datetime
 
 
-@strawberry.type(description="A human user.")
+@strawberry.type
 class Person:
-    """The caller."""
+    """A human user."""
 
     id: strawberry.ID
     email: str
@@ -38,7 +40,7 @@ class Person:
     create_time: datetime
     roles: strawberry.Private[dict[str, str]]
 
-    @strawberry.field
+    @field
     async def organizations(
         self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None
     ) -> Connection[OrganizationSummary] | None:
@@ -70,10 +72,10 @@ def person_of(message: people_pb2.Person) -> Person:
 
 @strawberry.input
 class SignUpInput(Keyed):
-    """Who signs up."""
+    """Who signs up; a password has 10 to 1,024 characters."""
 
     email: str
-    password: str = strawberry.field(description="10 to 1,024 characters.")
+    password: str
     name: str
 
 
@@ -87,21 +89,21 @@ class LogInInput(Keyed):
 
 @strawberry.input
 class LogOutInput(Keyed):
-    """Nothing but the key: the session is the one that asks."""
+    """The session that ends is the one that asks."""
 
 
 @strawberry.type
 class SessionPayload(Payload):
-    """A login; browsers also get it as a cookie that scripts cannot read."""
+    """A login; browsers also get it as a cookie that scripts can't read."""
 
     access_token: str | None = None
-    person: Person | None = None
     expires_at: datetime | None = None
+    person: Person | None = None
 
 
 @strawberry.type
 class LogOutPayload(Payload):
-    """Empty but for userErrors."""
+    """Whether there was a session to end."""
 
     logged_out: bool = False
 
@@ -110,7 +112,7 @@ class LogOutPayload(Payload):
 class PeopleQueries:
     """Who one is."""
 
-    @strawberry.field
+    @field
     async def me(self, info: Info) -> Person | None:
         """Return the person who is logged in, null when nobody is."""
         if info.context.who.person is None:
@@ -118,43 +120,39 @@ class PeopleQueries:
         return person_of(await info.context.call(info.context.stubs.people.GetMe, people_pb2.GetMeRequest()))
 
 
-async def sign_up(info: Info, input: SignUpInput) -> SessionPayload | None:
-    """Create a person and log them in."""
-    request = people_pb2.SignUpRequest(
-        email=input.email, password=input.password, name=input.name, request_id=key_of(input)
-    )
-    return _begun(info, await info.context.call(info.context.stubs.people.SignUp, request))
-
-
-async def log_in(info: Info, input: LogInInput) -> SessionPayload | None:
-    """Open a session."""
-    request = people_pb2.LogInRequest(email=input.email, password=input.password, request_id=key_of(input))
-    return _begun(info, await info.context.call(info.context.stubs.people.LogIn, request))
-
-
-async def log_out(info: Info, input: LogOutInput | None = None) -> LogOutPayload | None:
-    """End the session that asks."""
-    token = info.context.access_token
-    if token is not None:
-        request = people_pb2.LogOutRequest(access_token=token.reveal(), request_id=key_of(input or LogOutInput()))
-        await info.context.call(info.context.stubs.people.LogOut, request)
-    info.context.ended = True
-    return LogOutPayload(logged_out=token is not None)
-
-
-def _begun(info: Info, session: people_pb2.Session) -> SessionPayload:
-    expires_at = time_of(session.expire_time)
-    lifetime = expires_at - SystemClock().now()
-    info.context.began = Session(Secret(session.access_token), max(0, int(lifetime.total_seconds())))
-    return SessionPayload(
-        access_token=session.access_token or None, person=person_of(session.person), expires_at=expires_at
-    )
-
-
 @strawberry.type
 class PeopleMutations:
     """Sessions."""
 
-    sign_up = cast("SessionPayload | None", mutation(sign_up))
-    log_in = cast("SessionPayload | None", mutation(log_in, told=REFUSALS | {Code.UNAUTHENTICATED}))
-    log_out = cast("LogOutPayload | None", mutation(log_out))
+    @mutation
+    async def sign_up(self, info: Info, input: SignUpInput) -> SessionPayload | None:
+        """Create a person and log them in."""
+        request = people_pb2.SignUpRequest(
+            email=input.email, password=input.password, name=input.name, request_id=key_of(input)
+        )
+        return await _begun(info, await info.context.call(info.context.stubs.people.SignUp, request))
+
+    @refusable(also=UNKNOWN_PERSON)
+    async def log_in(self, info: Info, input: LogInInput) -> SessionPayload | None:
+        """Open a session."""
+        request = people_pb2.LogInRequest(email=input.email, password=input.password, request_id=key_of(input))
+        return await _begun(info, await info.context.call(info.context.stubs.people.LogIn, request))
+
+    @mutation
+    async def log_out(self, info: Info, input: LogOutInput | None = None) -> LogOutPayload | None:
+        """End the session that asks."""
+        token = info.context.access_token
+        if token is not None:
+            request = people_pb2.LogOutRequest(access_token=token.reveal(), request_id=key_of(input or LogOutInput()))
+            await info.context.call(info.context.stubs.people.LogOut, request)
+        info.context.ended = True
+        return LogOutPayload(logged_out=token is not None)
+
+
+async def _begun(info: Info, session: people_pb2.Session) -> SessionPayload:
+    expires_at, token = time_of(session.expire_time), session.access_token
+    lifetime = expires_at - SystemClock().now()
+    info.context.began = Session(Secret(token), max(0, int(lifetime.total_seconds())))
+    info.context.access_token = Secret(token)
+    await info.context.authenticate()  # what is asked of `person` below is asked in his name
+    return SessionPayload(access_token=token, expires_at=expires_at, person=person_of(session.person))

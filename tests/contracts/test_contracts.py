@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import mandate
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
+import mandate
 from mesh import access, settings
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -78,7 +78,7 @@ def test_every_method_says_whether_it_may_be_repeated(method: MethodDescriptor) 
         assert _level(method) != MethodOptions.IDEMPOTENCY_UNKNOWN
 
 
-@pytest.mark.parametrize("method", filter(_is_mutation, METHODS), ids=_by_name)
+@pytest.mark.parametrize("method", [m for m in METHODS if _is_mutation(m)], ids=_by_name)
 def test_every_mutation_of_a_person_has_an_idempotency_key(method: MethodDescriptor) -> None:
     if access.rule_of(method).needs_person:
         assert "request_id" in method.input_type.fields_by_name

@@ -85,9 +85,7 @@ class Running:
         with acting(await self.caller_of(session)):
             workspace = await call(
                 self.directory.CreateWorkspace,
-                directory.CreateWorkspaceRequest(
-                    organization_id=organization.id, name="Research", request_id=fresh()
-                ),
+                directory.CreateWorkspaceRequest(organization_id=organization.id, name="Research", request_id=fresh()),
             )
             group = await call(
                 self.directory.CreateAgentGroup,
@@ -168,9 +166,7 @@ async def identity_running(
         serving = house.serving("identity", registrations(parts), parts.keys, resolver(parts))
         address = await stack.enter_async_context(serving)
         stack.push_async_callback(parts.hub.close)
-        edge = await stack.enter_async_context(
-            house.channel("identity", address, as_service="edge", services=SERVICES)
-        )
+        edge = await stack.enter_async_context(house.channel("identity", address, as_service="edge", services=SERVICES))
         gateway = await stack.enter_async_context(
             house.channel("identity", address, as_service="gateway", services=SERVICES)
         )

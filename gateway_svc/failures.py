@@ -1,0 +1,137 @@
+"""Errors as OpenAI's clients read them: what to raise when a provider fails, and the bytes that tell it. Pure.
+
+Bodies are `{"error": {message, type, param, code}}`; clients act on the status, the code and the retry headers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import orjson
+
+from gateway_svc import sse
+from gateway_svc.chat import Json, JsonObject
+from gateway_svc.credentials import Credential
+from mesh.errors import Code, MeshError, Unavailable
+
+AUTH_STATUSES = (401, 403)
+KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
+MESSAGE_CHARACTERS_MAX = 2_000
+NEVER_RETRIED = 402
+CUT_CODE = "upstream_cut"
+
+STATUSES: dict[Code, tuple[int, str]] = {
+    Code.INVALID_ARGUMENT: (400, "invalid_request_error"),
+    Code.UNAUTHENTICATED: (401, "authentication_error"),
+    Code.PERMISSION_DENIED: (403, "permission_error"),
+    Code.NOT_FOUND: (404, "invalid_request_error"),
+    Code.ALREADY_EXISTS: (409, "invalid_request_error"),
+    Code.ABORTED: (409, "invalid_request_error"),
+    Code.FAILED_PRECONDITION: (400, "invalid_request_error"),
+    Code.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
+    Code.DEADLINE_EXCEEDED: (504, "server_error"),
+    Code.UNAVAILABLE: (503, "server_error"),
+    Code.INTERNAL: (500, "server_error"),
+}
+REASONS: dict[str, tuple[int, str]] = {
+    "INSUFFICIENT_QUOTA": (402, "insufficient_quota"),
+    "BUDGET_DISABLED": (402, "insufficient_quota"),
+    "BODY_TOO_LARGE": (413, "invalid_request_error"),
+    "METHOD_NOT_ALLOWED": (405, "invalid_request_error"),
+    "UPSTREAM_UNREACHABLE": (502, "upstream_error"),
+    "UPSTREAM_CUT": (502, "upstream_error"),
+    "UPSTREAM_AUTH_FAILED": (502, "upstream_error"),
+}
+NOT_RETRIED = {"UPSTREAM_CUT", "UPSTREAM_AUTH_FAILED", "PROVIDER_NOT_CONFIGURED"}  # a retry might be billed again
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as it goes to an HTTP client."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def failure(error: MeshError) -> Failure:
+    """Turn an error into status, body and the headers that steer a client's retries."""
+    status, kind = REASONS.get(error.reason) or STATUSES[error.code]
+    headers: dict[str, str] = {}
+    if error.retry_after_ms is not None:
+        headers["retry-after-ms"] = str(error.retry_after_ms)
+        headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+    if status == NEVER_RETRIED or error.reason in NOT_RETRIED:
+        headers["x-should-retry"] = "false"
+    return Failure(status, orjson.dumps(_members(error, kind)), headers)
+
+
+def event(error: MeshError) -> bytes:
+    """Return an error as an event in the middle of a stream."""
+    _, kind = REASONS.get(error.reason) or STATUSES[error.code]
+    return sse.event(orjson.dumps(_members(error, kind)))
+
+
+def unreachable() -> MeshError:
+    """Return the error of a provider that no byte reached."""
+    return Unavailable("UPSTREAM_UNREACHABLE", "the provider cannot be reached", retry_after_ms=1_000)
+
+
+def cut() -> MeshError:
+    """Return the error of a provider whose answer broke off."""
+    return Unavailable("UPSTREAM_CUT", "the provider's answer broke off; what was used has been charged")
+
+
+def told(status: int, body: bytes, credential: Credential | None) -> tuple[int, bytes]:
+    """Return a provider's error as our client is told it: its own status, without secrets, in OpenAI's shape.
+
+    A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`.
+    """
+    if status in AUTH_STATUSES:
+        return 502, _shape(
+            "the provider refuses the key that it was asked with", "upstream_auth_failed", "upstream_error"
+        )
+    text = scrub(body.decode(errors="replace"), credential)
+    error = _error_of(text)
+    if error is not None:
+        return status, orjson.dumps({"error": error})
+    return status, _shape(
+        text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error", "upstream_error"
+    )
+
+
+def stream_failure(data: bytes, credential: Credential | None) -> bytes:
+    """Return the event that ends a stream which broke off: the provider's own error, else ours."""
+    error = _error_of(scrub(data.decode(errors="replace"), credential)) if data else None
+    return sse.event(orjson.dumps({"error": error})) if error is not None else event(cut())
+
+
+def scrub(text: str, credential: Credential | None) -> str:
+    """Take every secret out of a provider's text."""
+    if credential is not None and credential.secret.reveal():
+        text = text.replace(credential.secret.reveal(), "[redacted]")
+    return KEY_SHAPE.sub("[redacted]", text)
+
+
+def _members(error: MeshError, kind: str) -> JsonObject:
+    param = error.details.get("field")
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.reason.lower()}}
+
+
+def _shape(message: str, code: str, kind: str) -> bytes:
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def _error_of(text: str) -> JsonObject | None:
+    """Read a provider's error, with the four members that clients expect."""
+    try:
+        document: Json = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    error = document.get("error") if isinstance(document, dict) else None
+    if isinstance(error, str):
+        error = {"message": error}
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return None
+    return {"type": "upstream_error", "param": None, "code": None, **error}

@@ -1,0 +1,1 @@
+"""What agents reach over HTTP: routes that parse and answer. Decisions are made elsewhere."""

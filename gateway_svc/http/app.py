@@ -1,0 +1,81 @@
+"""The HTTP server of the gateway: its routes, the socket it accepts on, and how it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway_svc.http.completions import Endpoint
+from gateway_svc.http.errors import identified
+from gateway_svc.http.health import Health
+from gateway_svc.http.models import Models
+from mesh.settings import Runtime
+from mesh.telemetry import logs
+
+BACKLOG = 1_024
+HEADER_BYTES_MAX = 16 * 1024
+PREFIXES = ("", "/gateway")  # OpenAI's own paths, and the same below ours
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What the routes lead to."""
+
+    completions: Endpoint
+    models: Models
+    health: Health
+
+
+def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> web.Application:
+    """Build the routes."""
+    app = web.Application(middlewares=[identified(instance)], client_max_size=body_bytes_max)
+    for prefix in PREFIXES:
+        app.router.add_post(f"{prefix}/v1/chat/completions", endpoints.completions)
+        app.router.add_get(f"{prefix}/v1/models", endpoints.models.list)
+        app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", endpoints.models.get)
+    app.router.add_get("/health", endpoints.health.live)
+    app.router.add_get("/health/ready", endpoints.health.ready)
+    app.router.add_get("/version", endpoints.health.version)
+    app.router.add_get("/metrics", endpoints.health.metrics)
+    return app
+
+
+class HttpServer:
+    """Accepts on the socket that the supervisor handed over, else on one of its own."""
+
+    def __init__(self, app: web.Application, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            shutdown_timeout=float(runtime.drain_seconds),
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+        )
+        self._drained = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until drained."""
+        await self.start()
+        await self._drained.wait()
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        await self._runner.setup()
+        if self._runtime.http_fd is not None:
+            shared = socket.socket(fileno=self._runtime.http_fd)
+            await web.SockSite(self._runner, shared, backlog=BACKLOG).start()
+        else:
+            await web.TCPSite(self._runner, self._runtime.host, self._runtime.gateway_port, backlog=BACKLOG).start()
+        log.event("http.ready", port=self._runner.addresses[0][1] if self._runner.addresses else 0)
+
+    async def drain(self) -> None:
+        """Accept no more and wait for open completions, at most the drain time."""
+        await self._runner.cleanup()
+        self._drained.set()

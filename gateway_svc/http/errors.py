@@ -1,0 +1,73 @@
+"""Every failure leaves in OpenAI's shape with its request id; what is not a MeshError is told to the log alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway_svc import failures
+from gateway_svc.flow import ClientLeft
+from gateway_svc.rates import RateExceeded
+from mesh import ids
+from mesh.errors import Internal, InvalidArgument, MeshError, NotFound
+from mesh.telemetry import logs, metrics
+
+CLIENT_CLOSED_REQUEST = 499
+REQUEST_ID = web.RequestKey("request_id", str)
+
+log = logs.get(__name__)
+
+
+def identified(instance: str) -> Middleware:
+    """Build the middleware that gives each request an id, and each answer its id and ours."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = ids.new(ids.Kind.REQUEST)
+        request[REQUEST_ID] = request_id
+        response = await _answered(request, handler)
+        if not response.prepared:
+            response.headers["x-request-id"] = request_id
+            response.headers["x-mandate-instance"] = instance
+        return response
+
+    return middleware
+
+
+def response_of(error: MeshError) -> web.Response:
+    """Return an error as an answer."""
+    told = failures.failure(error)
+    metrics.REFUSALS.labels(error.reason.lower()).inc()
+    headers = {**told.headers, **(error.taken.headers() if isinstance(error, RateExceeded) else {})}
+    return web.Response(status=told.status, body=told.body, content_type="application/json", headers=headers)
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except MeshError as error:
+        return response_of(error)
+    except (ClientLeft, ConnectionError, asyncio.IncompleteReadError):
+        return web.Response(status=CLIENT_CLOSED_REQUEST)
+    except web.HTTPException as error:
+        return _refusal(request, error)
+    except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
+        log.error("http.bug", bug, request_id=request[REQUEST_ID], path=request.path[:200])
+        return response_of(Internal("INTERNAL", "the gateway failed"))
+
+
+def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Return what aiohttp itself refuses, in our shape."""
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            return response_of(InvalidArgument("BODY_TOO_LARGE", "the body is too large"))
+        case web.HTTPMethodNotAllowed():
+            response = response_of(InvalidArgument("METHOD_NOT_ALLOWED", f"{error.method} is not allowed here"))
+            response.headers["allow"] = ", ".join(sorted(error.allowed_methods))
+            return response
+        case web.HTTPNotFound():
+            return response_of(NotFound("UNKNOWN_URL", f"there is nothing at {request.path[:200]}"))
+        case _:
+            return response_of(InvalidArgument("BAD_REQUEST", error.reason))

@@ -1,0 +1,103 @@
+"""One completion between its hold and its settle: once bytes have gone upstream it is settled exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway_svc.admission import Admission, Admitted
+from gateway_svc.charging import Ledger
+from gateway_svc.holds import Grant, Report
+from gateway_svc.receipt import Receipt
+from gateway_svc.settlement import Ending, settlement
+from mesh.clock import monotonic_ms
+from mesh.telemetry import logs, metrics
+
+BROKEN_OFF = Ending(status=502, usage=None, counted_tokens=None, complete=False)
+
+log = logs.get(__name__)
+
+
+class Passage:
+    """A granted hold on its way to being settled or given back."""
+
+    def __init__(self, admitted: Admitted, grant: Grant, ledger: Ledger, admission: Admission) -> None:
+        self.admitted = admitted
+        self.grant = grant
+        self.first_token_ms = 0.0
+        self._ledger = ledger
+        self._admission = admission
+        self._sent_ms = 0.0
+        self._answered_ms = 0.0
+        self._closed = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return what the client is told however it ends."""
+        headers = self.admitted.taken.headers()
+        if self.grant.output_tokens != self.admitted.chat.max_tokens:
+            headers["x-mandate-max-tokens"] = str(self.grant.output_tokens)
+        return headers
+
+    @property
+    def mine(self) -> bool:
+        """Return whether the hold may still be dispatched."""
+        return self._ledger.may_dispatch(self.grant)
+
+    def sent(self) -> None:
+        """Note that bytes go upstream from now on."""
+        self._sent_ms = monotonic_ms()
+
+    def answered(self) -> None:
+        """Note that the provider has finished."""
+        self._answered_ms = monotonic_ms()
+
+    def void(self, reason: str) -> None:
+        """Give the hold back; only where no byte went upstream."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ledger.void(self.grant, reason)
+        metrics.COMPLETIONS.labels(self.admitted.model.provider, "voided").inc()
+
+    async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
+        """Charge what was used and wait for the commit; ACCOUNTING_UNAVAILABLE when it does not come in 30 s."""
+        report = self._report(ending, client_gone=client_gone)
+        self._closed = True
+        charged, _ = await asyncio.gather(
+            self._ledger.settle(report), self._admission.correct(self.admitted, report.settlement.usage.total)
+        )
+        latency_ms = monotonic_ms() - self.admitted.ask.started_ms
+        metrics.COMPLETION_SECONDS.observe(latency_ms / 1000)
+        return Receipt(
+            request_id=report.request_id,
+            charged_micros=charged.charged_micros,
+            balance_micros=charged.balance_micros,
+            latency_ms=latency_ms,
+            overhead_ms=max(0.0, latency_ms - self._upstream_ms),
+        )
+
+    def abandon(self) -> None:
+        """Settle on everything that was held, without waiting, where nobody is left to know better."""
+        if not self._closed:
+            self._closed = True
+            log.warn("completion.abandoned", request_id=self.admitted.ask.request_id)
+            self._ledger.settle_later(self._report(BROKEN_OFF, client_gone=False))
+
+    @property
+    def _upstream_ms(self) -> float:
+        return (self._answered_ms or monotonic_ms()) - self._sent_ms
+
+    def _report(self, ending: Ending, *, client_gone: bool) -> Report:
+        settled = settlement(ending, self.admitted.bound, self.grant.output_tokens, client_gone=client_gone)
+        metrics.COMPLETIONS.labels(self.admitted.model.provider, settled.outcome).inc()
+        started_ms = self.admitted.ask.started_ms
+        latency_ms = monotonic_ms() - started_ms
+        return Report(
+            request_id=self.admitted.ask.request_id,
+            agent_id=self.admitted.agent.id,
+            settlement=settled,
+            latency_ms=round(latency_ms),
+            overhead_ms=max(0, round(latency_ms - self._upstream_ms)),
+            first_token_ms=round(self.first_token_ms - started_ms) if self.first_token_ms else 0,
+            streamed=self.admitted.chat.stream,
+        )
