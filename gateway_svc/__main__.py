@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uvloop
-
 from gateway_svc import service
 from gateway_svc.assembly import gateway
 from gateway_svc.channels import channels
@@ -21,8 +19,8 @@ async def main() -> None:
         resolve = service.Resolver(built.db, opened.identity)
         keys = IdentityKeys(opened.identity)
         rpc = server.Server("gateway", runtime, service.registrations(built.db, resolve), keys, resolve)
-        await server.serve(rpc, built.workers, before_stop=(built.drain,))
+        await server.serve(rpc, built.workers, before_stop=(built.drain, keys.close))
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    server.run(main())

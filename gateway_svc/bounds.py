@@ -127,15 +127,20 @@ def bound(chat: ChatRequest, model: Model, policy: Policy, *, clamp: bool) -> Bo
 
 def input_bound(chat: ChatRequest, model: Model) -> int:
     """Return the most input tokens that a request can be."""
-    if model.provider == MOCK_PROVIDER:
-        return mock_prompt_tokens(chat)
     window = model.context_tokens or None
-    if not _is_bounded(chat):
-        if window is None:
-            raise InvalidArgument("UNBOUNDED_REQUEST", f"what this costs {model.name} has no known bound")
+    if model.provider == MOCK_PROVIDER:
+        tokens = mock_prompt_tokens(chat)
+    elif _is_bounded(chat):
+        tokens = _bytes_bound(chat, model.provider)
+    elif window is not None:
         return window
-    tokens = _bytes_bound(chat, model.provider)
-    return tokens if window is None else min(tokens, window)
+    else:
+        raise InvalidArgument("UNBOUNDED_REQUEST", f"what this costs {model.name} has no known bound")
+    if window is not None and tokens > window:
+        # The window may be where the listed price ends, not the model: past it the price would be wrong.
+        text = f"this may be {tokens} tokens; {model.name} takes, or has a price for, {window}"
+        raise InvalidArgument("CONTEXT_LENGTH_EXCEEDED", text, field="messages")
+    return tokens
 
 
 def mock_prompt_tokens(chat: ChatRequest) -> int:

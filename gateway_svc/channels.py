@@ -11,7 +11,7 @@ import grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2
 from mandate.ledger.v1 import charges_pb2, prices_pb2
 from mandate.vault.v1 import credentials_pb2
-from mesh import client
+from mesh import client, ports
 from mesh.settings import Runtime
 from mesh.tls import Certificates
 
@@ -40,8 +40,10 @@ async def channels(runtime: Runtime) -> AsyncGenerator[Channels]:
     """Open all of them with the gateway's certificate."""
     certificates = Certificates(runtime.tls, "gateway")
     async with (
-        client.connected(client.connect("identity", runtime.identity_address, certificates, IDENTITY)) as identity,
-        client.connected(client.connect("vault", runtime.vault_address, certificates, VAULT)) as vault,
-        client.connected(client.connect("ledger", runtime.ledger_address, certificates, LEDGER)) as ledger,
+        client.connected(
+            client.connect("identity", ports.address_of("identity", runtime), certificates, IDENTITY)
+        ) as identity,
+        client.connected(client.connect("vault", ports.address_of("vault", runtime), certificates, VAULT)) as vault,
+        client.connected(client.connect("ledger", ports.address_of("ledger", runtime), certificates, LEDGER)) as ledger,
     ):
         yield Channels(identity, vault, ledger)

@@ -12,7 +12,9 @@ class EdgeSettings:
     """How the edge serves browsers."""
 
     cors_origins: tuple[str, ...] = setting(
-        "MANDATE_EDGE_CORS_ORIGINS", (), "Origins of other sites whose pages may call GraphQL, such as https://a.example."
+        "MANDATE_EDGE_CORS_ORIGINS",
+        (),
+        "Origins of other sites whose pages may call GraphQL, such as https://a.example.",
     )
     secure_cookies: bool = setting(
         "MANDATE_EDGE_SECURE_COOKIES", False, "Mark the session cookie Secure; for an edge that people reach by https."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,8 +22,8 @@ from mandate.ledger.v1 import (
     wallets_pb2_grpc,
 )
 from mandate.vault.v1 import credentials_pb2, credentials_pb2_grpc
-from mesh import client
-from mesh.settings import Runtime, SettingsError
+from mesh import client, ports
+from mesh.settings import Runtime
 from mesh.tls import Certificates
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Stubs:
 
 
 @asynccontextmanager
-async def connect(addresses: Mapping[str, str], certificates: Certificates) -> AsyncIterator[Stubs]:
+async def connect(addresses: Mapping[str, str], certificates: Certificates) -> AsyncGenerator[Stubs]:
     """Open a channel to each of the four services and close them at the end of the block."""
     async with AsyncExitStack() as stack:
         channels: dict[str, grpc.aio.Channel] = {}
@@ -84,14 +84,5 @@ async def connect(addresses: Mapping[str, str], certificates: Certificates) -> A
 
 
 def addresses(runtime: Runtime) -> dict[str, str]:
-    """Return where each service is reached; SettingsError names the first address that is not set."""
-    found = {
-        "identity": runtime.identity_address,
-        "vault": runtime.vault_address,
-        "ledger": runtime.ledger_address,
-        "gateway": runtime.gateway_address,
-    }
-    for service, address in found.items():
-        if not address:
-            raise SettingsError(f"MANDATE_{service.upper()}_ADDRESS", "must be set")
-    return found
+    """Return where each service is reached."""
+    return {service: ports.address_of(service, runtime) for service in SERVICES}

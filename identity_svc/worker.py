@@ -79,6 +79,11 @@ class Hub:
         self._streams: set[_Stream] = set()
         self._closed = False
 
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)
+
     async def open(self) -> None:
         """Learn where things stand; before the first watcher, who would miss what happened in between."""
         self._revision = await changes.latest(self._db)

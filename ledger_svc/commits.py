@@ -128,9 +128,9 @@ class Commits:
             batch = [*lane.patient, *batch]
             lane.patient, lane.freed = [], False
         for holder in dict.fromkeys(waiting.item.holder_id for waiting in batch):
-            mine = [waiting for waiting in batch if waiting.item.holder_id == holder and not waiting.outcome.done()]
-            if mine:
-                await self._place_for_holder(lane, mine)
+            mine = deque(waiting for waiting in batch if waiting.item.holder_id == holder)
+            while part := _take(mine):
+                await self._place_for_holder(lane, part)
 
     async def _place_for_holder(self, lane: Lane, batch: list[Waiting[Placing, Placed]]) -> None:
         now = asyncio.get_running_loop().time()
@@ -168,6 +168,9 @@ class Commits:
                 return
             for waiting in batch:  # one bad item must not fail its neighbours
                 await self._commit(lane, kind, [waiting], write, answer)
+        except Exception as bug:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
+            log.error("commit.bug", bug, kind=kind, organization_id=lane.organization_id)
+            _fail(batch, Internal("INTERNAL", "the ledger failed on this"))
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 (answer or _answer)(waiting, outcome)

@@ -9,6 +9,7 @@ from typing import Any
 from ledger_svc.pricing import Price
 
 MICROS_PER_CREDIT = 1_000_000
+SEPARATORS = frozenset(",#@")  # of routes and of price ids
 CLASSES = ("input", "cached_input", "cache_write", "output")
 
 
@@ -20,14 +21,24 @@ def parse(text: str, credits_per_usd: int) -> list[Price]:
     """Return the prices of a list. A price's id changes with the list's version and with the exchange rate."""
     document: dict[str, Any] = json.loads(text)
     version = f"{document['version']}x{credits_per_usd}"
-    prices = [_price(entry, version, credits_per_usd) for entry in document["models"]]
+    prices = [_checked(entry, version, credits_per_usd) for entry in document["models"]]
     if len({price.route for price in prices}) != len(prices):
         raise BadPriceList("a model stands twice in the list")
     return prices
 
 
+def _checked(entry: dict[str, Any], version: str, credits_per_usd: int) -> Price:
+    try:
+        return _price(entry, version, credits_per_usd)
+    except KeyError as missing:
+        name = f"{entry.get('provider')}/{entry.get('model')}"
+        raise BadPriceList(f"{name}: {missing.args[0]} is missing") from None
+
+
 def _price(entry: dict[str, Any], version: str, credits_per_usd: int) -> Price:
     name = f"{entry['provider']}/{entry['model']}"
+    if SEPARATORS & set(name.partition("/")[2]):
+        raise BadPriceList(f"{name}: a name must not hold any of {' '.join(sorted(SEPARATORS))}")
     if not entry.get("source") or not entry.get("source_date"):
         raise BadPriceList(f"{name}: no source or date")
     if "micros_per_mtok" in entry:
@@ -56,6 +67,6 @@ def _micros(name: str, usd: str, credits_per_usd: int) -> int:
         micros = Decimal(usd) * credits_per_usd * MICROS_PER_CREDIT
     except InvalidOperation:
         raise BadPriceList(f"{name}: {usd!r} is no number of dollars") from None
-    if micros != micros.to_integral_value() or micros < 0:
+    if not micros.is_finite() or micros != micros.to_integral_value() or micros < 0:
         raise BadPriceList(f"{name}: {usd} dollars are not whole micro-credits")
     return int(micros)

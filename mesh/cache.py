@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
@@ -19,7 +19,7 @@ REPLY_SECONDS_MAX = 2
 
 
 @asynccontextmanager
-async def connect(url: Secret | None) -> AsyncIterator[Redis]:
+async def connect(url: Secret | None) -> AsyncGenerator[Redis]:
     """Open a client; it connects when first used and again after an outage."""
     if url is None:
         raise SettingsError("MANDATE_REDIS_URL", "must be set")

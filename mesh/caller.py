@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ def token() -> Secret | None:
 
 
 @contextmanager
-def acting(caller: Caller) -> Iterator[None]:
+def acting(caller: Caller) -> Generator[None]:
     """Make `caller` the current one inside the block."""
     reset = _CURRENT.set(caller)
     try:

@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     shown = add("status", _status, "Show what runs.")
     shown.add_argument("--json", action="store_true", help="for programs")
     add("migrate", _migrate, "Bring the database to this version.")
+    init = add("init", _module("mesh.handout"), "Prepare the database and a folder for each service that runs apart.")
+    init.add_argument("--into", metavar="FOLDER", required=True, help="where the services' folders are")
     settings = add("settings", _settings, "List every setting, its value and where that came from.")
     settings.add_argument("--json", action="store_true", help="for programs")
     demo = add("demo", _module("mesh.demo"), "Do the main story once and print what happened.")

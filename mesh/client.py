@@ -1,9 +1,9 @@
-"""Calls between services: one channel a service, mTLS, a deadline on each call, retries where the contract allows them."""
+"""Calls between services: one channel a service, mTLS, a deadline on each call, retries where the contract allows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -83,7 +83,7 @@ def metadata() -> tuple[tuple[str, str], ...]:
 
 
 @asynccontextmanager
-async def connected(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
+async def connected(channel: grpc.aio.Channel) -> AsyncGenerator[grpc.aio.Channel]:
     """Close the channel at the end of the block."""
     try:
         yield channel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from mesh.errors import Unavailable
 from mesh.secret import Secret
 from mesh.telemetry import logs, traces
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 Row: TypeAlias = asyncpg.Record
 
 START_SECONDS_MAX = 30
@@ -38,11 +38,11 @@ log = logs.get(__name__)
 class Database:
     """The pool of one service's role."""
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncGenerator[Connection]:
         """Lend one connection; each statement commits by itself."""
         with traces.doing("postgresql", **{"db.system.name": "postgresql"}):
             try:
@@ -55,7 +55,7 @@ class Database:
                 ) from None
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self) -> AsyncGenerator[Connection]:
         """Lend one connection inside a transaction (READ COMMITTED) that commits when the block ends well."""
         async with self.connection() as connection, connection.transaction():
             yield connection
@@ -92,7 +92,7 @@ class Database:
 @asynccontextmanager
 async def connect(
     dsn: Secret, *, service: str, size_min: int = 1, size_max: int = 10, settings: dict[str, str] | None = None
-) -> AsyncIterator[Database]:
+) -> AsyncGenerator[Database]:
     """Open a pool, waiting up to 30 s for a server that is still starting."""
     server_settings = {
         "application_name": f"mandate-{service}",
@@ -110,7 +110,7 @@ async def connect(
 
 async def _wait_for_pool(
     dsn: Secret, size_min: int, size_max: int, server_settings: dict[str, str]
-) -> asyncpg.Pool[asyncpg.Record]:
+) -> asyncpg.Pool:
     patience = asyncio.get_running_loop().time() + START_SECONDS_MAX
     while True:
         try:

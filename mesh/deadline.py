@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -25,7 +25,7 @@ def budget_ms(wanted_ms: float) -> float:
 
 
 @contextmanager
-def within(limit_ms: float) -> Iterator[None]:
+def within(limit_ms: float) -> Generator[None]:
     """Give the block at most `limit_ms`, less if an outer deadline is nearer. It bounds calls; it cancels nothing."""
     at = asyncio.get_running_loop().time() + limit_ms / 1000
     outer = _DEADLINE.get()

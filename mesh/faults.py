@@ -47,10 +47,10 @@ def from_status(status: status_pb2.Status) -> errors.MeshError | None:
     retry = error_details_pb2.RetryInfo()
     retry_after_ms: int | None = None
     for detail in status.details:
-        if detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+        if detail.Unpack(retry):
             retry_after_ms = retry.retry_delay.ToMilliseconds()
-        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
+        else:
+            detail.Unpack(info)  # leaves it empty when it is something else
     if info.domain != DOMAIN:
         return None
     return rebuild(status.code, info.reason, status.message, dict(info.metadata), retry_after_ms)

@@ -77,7 +77,8 @@ async def once(
             return Once(kind.FromString(row["response"]), replayed=True)
         answer = await make(tx)
         await tx.execute(
-            "INSERT INTO requests (actor, method, request_id, request, digest, response) VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO requests (actor, method, request_id, request, digest, response)"
+            " VALUES ($1, $2, $3, $4, $5, $6)",
             actor,
             method,
             request_id,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def migrations_of(service: str) -> list[Migration]:
     if wrong := [path.name for path, match in found if match is None]:
         raise MigrationError(f"{service}/{wrong[0]}: must be called NNNN_name.sql")
     migrations = [Migration(int(match[1]), path.name, path.read_text()) for path, match in found if match]
-    for before, after in zip(migrations, migrations[1:], strict=False):
+    for before, after in itertools.pairwise(migrations):
         if before.version == after.version:
             raise MigrationError(f"{service}/{after.name}: {before.name} has the same number")
     return migrations

@@ -13,7 +13,7 @@ import grpc
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]  # it ships no stubs
 from grpc_reflection.v1alpha import reflection
 
 from mesh import access, ports, tokens

@@ -45,7 +45,7 @@ class Spec:
     choices: tuple[str, ...] = ()
 
 
-def setting(  # noqa: PLR0913  # one keyword a property of a setting
+def setting(
     name: str,
     default: object,
     doc: str,

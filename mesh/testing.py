@@ -1,9 +1,9 @@
-"""A mesh inside one test process: real PostgreSQL, Valkey, certificates and gRPC servers, on free ports of 127.0.0.1."""
+"""A mesh inside one test process: real PostgreSQL, Valkey, certificates, gRPC servers, on free ports of 127.0.0.1."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ class House:
     @asynccontextmanager
     async def serving(
         self, service: str, registrations: Sequence[Registration], keys: tokens.KeySource, resolve: ScopeResolver
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str]:
         """Serve real mTLS gRPC on a free port and yield its address."""
         base_port = children.free_port() - ports.GRPC[service]
         runtime = dataclasses.replace(self.runtime, base_port=base_port)
@@ -100,7 +100,7 @@ class House:
     @asynccontextmanager
     async def channel(
         self, service: str, address: str, *, as_service: str, services: Iterable[ServiceDescriptor] = ()
-    ) -> AsyncIterator[grpc.aio.Channel]:
+    ) -> AsyncGenerator[grpc.aio.Channel]:
         """Open a channel with the certificate of `as_service`."""
         channel = client.connect(service, address, self.certificates(as_service), services)
         async with client.connected(channel):
@@ -108,7 +108,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(directory: Path) -> AsyncIterator[House]:
+async def house(directory: Path) -> AsyncGenerator[House]:
     """Start PostgreSQL and Valkey in `directory`, make certificates, and bring every schema up to date."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(postgres.running(directory / "database"))

@@ -1,4 +1,4 @@
-"""Mesh tokens: short-lived ES256 JWTs that say which person acts, with which role where. Verified locally by public key.
+"""Mesh tokens: short-lived ES256 JWTs that say which person acts, with which role where; verified by public key.
 
 Claims: iss, aud, sub (person), sid (session), grants ({organization: role}), iat, exp (RFC 7519); the header names the
 key. Issuing needs identity's private key; who may do what with a role is in `mesh.access`.

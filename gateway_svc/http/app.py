@@ -35,7 +35,7 @@ def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> 
     """Build the routes."""
     app = web.Application(middlewares=[identified(instance)], client_max_size=body_bytes_max)
     for prefix in PREFIXES:
-        app.router.add_post(f"{prefix}/v1/chat/completions", endpoints.completions)
+        app.router.add_post(f"{prefix}/v1/chat/completions", endpoints.completions.create)
         app.router.add_get(f"{prefix}/v1/models", endpoints.models.list)
         app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", endpoints.models.get)
     app.router.add_get("/health", endpoints.health.live)

@@ -66,7 +66,7 @@ class Endpoint:
         self._instance = instance
         self._in_flight = 0
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def create(self, request: web.Request) -> web.StreamResponse:
         if self._in_flight >= self._in_flight_max:
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         self._in_flight += 1

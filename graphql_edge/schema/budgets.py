@@ -10,7 +10,7 @@ import strawberry
 
 from graphql_edge.operation import Operation
 from graphql_edge.schema.errors import Payload
-from graphql_edge.schema.fields import Info, Keyed, key_of, mutation
+from graphql_edge.schema.fields import Info, Keyed, KeyRequired, key_of, mutation
 from graphql_edge.schema.pages import Connection, connection, size_of
 from graphql_edge.schema.scalars import Micros, time_of
 from graphql_edge.schema.targets import TargetInput, target_id
@@ -44,14 +44,13 @@ class Budget:
 
 
 @strawberry.input
-class CreateBudgetInput(Keyed):
+class CreateBudgetInput(KeyRequired):
     """A cap; with `autoDisable` everything of the target is refused once the limit was hit, until it is enabled."""
 
     target: TargetInput
     period: BudgetPeriod
     limit_micros: Micros
     auto_disable: bool = False
-    idempotency_key: str
 
 
 @strawberry.input
@@ -115,7 +114,9 @@ class BudgetMutations:
             auto_disable=input.auto_disable,
             request_id=key_of(input),
         )
-        return BudgetPayload(budget=budget_of(await info.context.call(info.context.stubs.budgets.CreateBudget, request)))
+        return BudgetPayload(
+            budget=budget_of(await info.context.call(info.context.stubs.budgets.CreateBudget, request))
+        )
 
     @mutation
     async def update_budget(self, info: Info, input: UpdateBudgetInput) -> BudgetPayload | None:
@@ -126,10 +127,14 @@ class BudgetMutations:
             auto_disable=input.auto_disable,
             request_id=key_of(input),
         )
-        return BudgetPayload(budget=budget_of(await info.context.call(info.context.stubs.budgets.UpdateBudget, request)))
+        return BudgetPayload(
+            budget=budget_of(await info.context.call(info.context.stubs.budgets.UpdateBudget, request))
+        )
 
     @mutation
     async def enable_budget(self, info: Info, input: EnableBudgetInput) -> BudgetPayload | None:
         """Lift the stop that autoDisable put on the target."""
         request = pb.EnableBudgetRequest(budget_id=input.id, request_id=key_of(input))
-        return BudgetPayload(budget=budget_of(await info.context.call(info.context.stubs.budgets.EnableBudget, request)))
+        return BudgetPayload(
+            budget=budget_of(await info.context.call(info.context.stubs.budgets.EnableBudget, request))
+        )

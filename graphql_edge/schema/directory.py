@@ -186,9 +186,7 @@ class DirectoryMutations:
     @mutation
     async def create_agent_group(self, info: Info, input: CreateAgentGroupInput) -> AgentGroupPayload | None:
         """Add a group of agents to a workspace."""
-        request = pb.CreateAgentGroupRequest(
-            workspace_id=input.workspace_id, name=input.name, request_id=key_of(input)
-        )
+        request = pb.CreateAgentGroupRequest(workspace_id=input.workspace_id, name=input.name, request_id=key_of(input))
         made = await info.context.call(info.context.stubs.directory.CreateAgentGroup, request)
         return AgentGroupPayload(agent_group=agent_group_of(made))
 

@@ -1,4 +1,4 @@
-"""How fields of the schema are declared: described by their docstrings, mutations with refusals told in their payload."""
+"""How fields are declared: described by their docstrings, mutations with refusals told in their payload."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ class Keyed:
     )
 
 
+@strawberry.input
+class KeyRequired:
+    """What a mutation takes that nobody wants done twice."""
+
+    idempotency_key: str = strawberry.field(description="Repeats with the same key change nothing more.")
+
+
 class Refusable(FieldExtension):
     """Turn what a service refuses into the payload's userErrors; faults of the mesh stay errors of the field."""
 
@@ -43,7 +50,8 @@ class Refusable(FieldExtension):
             if error.code not in self._told:
                 raise
             # A payload is nullable, so that one service that is down loses one field and not the whole answer.
-            payload: type[Payload] = info.return_type.of_type
+            nullable: Any = info.return_type
+            payload: type[Payload] = nullable.of_type
             return payload(user_errors=[user_error(error, kwargs.get("input"))])
 
 
@@ -61,12 +69,12 @@ def refusable(also: frozenset[Code] = frozenset()) -> Callable[[Resolver], Any]:
     """Declare a mutation that tells more kinds of failure in its payload than is usual."""
 
     def declare(resolver: Resolver) -> Any:
-        told = [Refusable(REFUSALS | also)]
+        told: list[FieldExtension] = [Refusable(REFUSALS | also)]
         return strawberry.mutation(resolver=resolver, description=inspect.getdoc(resolver), extensions=told)
 
     return declare
 
 
-def key_of(given: Keyed) -> str:
+def key_of(given: Keyed | KeyRequired) -> str:
     """Return the idempotency key of a mutation, made here where the client gave none."""
     return given.idempotency_key or ids.new(ids.Kind.REQUEST)

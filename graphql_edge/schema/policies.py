@@ -98,10 +98,14 @@ class PolicyMutations:
             tokens_per_minute=input.tpm,
             request_id=key_of(input),
         )
-        return PolicyPayload(policy=policy_of(await info.context.call(info.context.stubs.policies.CreatePolicy, request)))
+        return PolicyPayload(
+            policy=policy_of(await info.context.call(info.context.stubs.policies.CreatePolicy, request))
+        )
 
     @mutation
     async def remove_policy(self, info: Info, input: RemovePolicyInput) -> PolicyPayload | None:
         """End a policy."""
         request = pb.RemovePolicyRequest(policy_id=input.id, request_id=key_of(input))
-        return PolicyPayload(policy=policy_of(await info.context.call(info.context.stubs.policies.RemovePolicy, request)))
+        return PolicyPayload(
+            policy=policy_of(await info.context.call(info.context.stubs.policies.RemovePolicy, request))
+        )

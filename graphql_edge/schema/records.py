@@ -9,7 +9,7 @@ import strawberry
 from graphql_edge.operation import Operation
 from graphql_edge.schema.errors import invalid
 from graphql_edge.schema.pages import Connection, connection, size_of
-from graphql_edge.schema.scalars import INTEGER, Micros, time_of
+from graphql_edge.schema.scalars import Int64, Micros, time_of
 from graphql_edge.schema.wallets import Transfer, transfer_of
 from mandate.ledger.v1 import audit_pb2
 from mandate.ledger.v1 import wallets_pb2 as pb
@@ -22,7 +22,7 @@ class Entry:
     """The line that one transfer makes on one account; above 0: into it. All lines of a transfer sum to zero."""
 
     transfer_id: strawberry.ID
-    seq: str
+    seq: Int64
     account: str
     amount_micros: Micros
     kind: str
@@ -42,11 +42,11 @@ class Usage:
     provider: str
     model: str
     price_id: str
-    input_tokens: Micros
-    cached_input_tokens: Micros
-    cache_write_tokens: Micros
-    output_tokens: Micros
-    reasoning_tokens: Micros
+    input_tokens: int
+    cached_input_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
     charged_micros: Micros
     ceiling_micros: Micros
     estimated: bool
@@ -75,7 +75,104 @@ class UncertainHold:
 
 @strawberry.type
 class AuditExport:
-    """Lines of the audit chain, each a JSON object, for `mandate verify`; go on with `afterSeq` of the last line."""
+    """Lines of the audit chain for `mandate verify`: a hash, then a JSON object. Go on with the last line's seq."""
 
     lines: list[str]
     has_more: bool
+
+
+def entry_of(message: pb.Entry) -> Entry:
+    """Read an entry from the contract's message."""
+    return Entry(
+        transfer_id=strawberry.ID(message.transfer_id),
+        seq=Int64(message.seq),
+        account=message.account,
+        amount_micros=Micros(message.amount_micros),
+        kind=message.kind,
+        idempotency_key=message.request_id,
+        time=time_of(message.time),
+    )
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    """Read a completion's usage from the contract's message."""
+    return Usage(
+        request_id=message.request_id,
+        workspace_id=strawberry.ID(message.workspace_id),
+        agent_group_id=strawberry.ID(message.agent_group_id),
+        agent_id=strawberry.ID(message.agent_id),
+        api_key_id=strawberry.ID(message.api_key_id),
+        provider=message.provider,
+        model=message.model,
+        price_id=message.price_id,
+        input_tokens=message.input_tokens,
+        cached_input_tokens=message.cached_input_tokens,
+        cache_write_tokens=message.cache_write_tokens,
+        output_tokens=message.output_tokens,
+        reasoning_tokens=message.reasoning_tokens,
+        charged_micros=Micros(message.charged_micros),
+        ceiling_micros=Micros(message.ceiling_micros),
+        estimated=message.estimated,
+        outcome=message.outcome,
+        http_status=message.http_status,
+        latency_ms=message.latency_ms,
+        overhead_ms=message.overhead_ms,
+        first_token_ms=message.first_token_ms,
+        streamed=message.streamed,
+        time=time_of(message.time),
+    )
+
+
+def uncertain_hold_of(message: pb.UncertainHold) -> UncertainHold:
+    """Read an uncertain hold from the contract's message."""
+    return UncertainHold(
+        request_id=message.request_id,
+        agent_id=strawberry.ID(message.agent_id),
+        holder_id=message.holder_id,
+        ceiling_micros=Micros(message.ceiling_micros),
+        hold_time=time_of(message.hold_time),
+        uncertain_time=time_of(message.uncertain_time),
+        provider=message.provider,
+        model=message.model,
+    )
+
+
+async def transfers(operation: Operation, organization_id: str, first: int, after: str | None) -> Connection[Transfer]:
+    """Read one page of an organization's transfers."""
+    request = pb.ListTransfersRequest(organization_id=organization_id, page_size=size_of(first), page_token=after or "")
+    answer = await operation.call(operation.stubs.wallets.ListTransfers, request)
+    return connection(transfer_of, answer.transfers, answer.next_page_token)
+
+
+async def entries(operation: Operation, organization_id: str, first: int, after: str | None) -> Connection[Entry]:
+    """Read one page of an organization's entries."""
+    request = pb.ListEntriesRequest(organization_id=organization_id, page_size=size_of(first), page_token=after or "")
+    answer = await operation.call(operation.stubs.wallets.ListEntries, request)
+    return connection(entry_of, answer.entries, answer.next_page_token)
+
+
+async def usage(operation: Operation, organization_id: str, first: int, after: str | None) -> Connection[Usage]:
+    """Read one page of an organization's completions."""
+    request = pb.ListUsageRequest(organization_id=organization_id, page_size=size_of(first), page_token=after or "")
+    answer = await operation.call(operation.stubs.wallets.ListUsage, request)
+    return connection(usage_of, answer.usage, answer.next_page_token)
+
+
+async def uncertain_holds(
+    operation: Operation, organization_id: str, first: int, after: str | None
+) -> Connection[UncertainHold]:
+    """Read one page of an organization's uncertain holds."""
+    request = pb.ListUncertainHoldsRequest(
+        organization_id=organization_id, page_size=size_of(first), page_token=after or ""
+    )
+    answer = await operation.call(operation.stubs.wallets.ListUncertainHolds, request)
+    return connection(uncertain_hold_of, answer.holds, answer.next_page_token)
+
+
+async def audit_export(operation: Operation, organization_id: str, first: int, after_seq: int) -> AuditExport:
+    """Read one page of an organization's audit chain."""
+    if not 1 <= first <= AUDIT_LINES_MAX:
+        raise invalid("first", f"must be 1 to {AUDIT_LINES_MAX}")
+    request = audit_pb2.ExportAuditRequest(organization_id=organization_id, after_seq=after_seq, page_size=first)
+    answer = await operation.call(operation.stubs.audit.ExportAudit, request)
+    return AuditExport(lines=list(answer.lines), has_more=answer.more)

@@ -13,25 +13,29 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
 Micros = NewType("Micros", int)
+Int64 = NewType("Int64", int)
 INTEGER = re.compile(r"^-?[0-9]{1,19}$")
 INT64_MAX = 2**63 - 1
 
 
-def parse_micros(value: object) -> Micros:
+def parse_whole(value: object) -> int:
     """Read an integer of 64 bits from text, or from a JSON integer."""
     if isinstance(value, str) and INTEGER.match(value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > INT64_MAX:
-        message = 'Micros must be a whole number of micro-credits as text, such as "1500000" for 1.5 credits.'
+        message = 'must be a whole number of 64 bits as text, such as "1500000"'
         raise GraphQLError(message)
-    return Micros(value)
+    return value
 
 
 MICROS = strawberry.scalar(
     name="Micros",
     description="Micro-credits as the text of a whole number: 1 credit is 1,000,000.",
     serialize=str,
-    parse_value=parse_micros,
+    parse_value=parse_whole,
+)
+INT64 = strawberry.scalar(
+    name="Int64", description="A whole number of 64 bits as text.", serialize=str, parse_value=parse_whole
 )
 
 

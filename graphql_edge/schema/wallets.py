@@ -9,8 +9,8 @@ from enum import Enum
 import strawberry
 
 from graphql_edge.schema.errors import Payload
-from graphql_edge.schema.fields import Info, Keyed, key_of, mutation
-from graphql_edge.schema.scalars import Micros, time_of
+from graphql_edge.schema.fields import Info, Keyed, KeyRequired, key_of, mutation
+from graphql_edge.schema.scalars import Int64, Micros, time_of
 from mandate.ledger.v1 import wallets_pb2 as pb
 
 
@@ -28,7 +28,7 @@ class Transfer:
     """One append-only row: an amount, always above 0, from one account to another."""
 
     id: strawberry.ID
-    seq: Micros = strawberry.field(graphql_type=str)
+    seq: Int64
     kind: str
     debit_account: str
     credit_account: str
@@ -49,24 +49,22 @@ class HoldResolution(Enum):
 
 
 @strawberry.input
-class PurchaseCreditsInput(Keyed):
+class PurchaseCreditsInput(KeyRequired):
     """How much is bought, 1 to 10^15 micro-credits."""
 
     organization_id: strawberry.ID
     micros: Micros
     reason: str = ""
-    idempotency_key: str
 
 
 @strawberry.input
-class RefundPurchaseInput(Keyed):
+class RefundPurchaseInput(KeyRequired):
     """How much of which purchase is taken back; a purchase is named by its idempotency key."""
 
     organization_id: strawberry.ID
     purchase_idempotency_key: str
     micros: Micros
     reason: str = ""
-    idempotency_key: str
 
 
 @strawberry.input
@@ -102,7 +100,7 @@ def transfer_of(message: pb.Transfer) -> Transfer:
     """Read a transfer from the contract's message."""
     return Transfer(
         id=strawberry.ID(message.id),
-        seq=str(message.seq),
+        seq=Int64(message.seq),
         kind=message.kind,
         debit_account=message.debit_account,
         credit_account=message.credit_account,

@@ -62,6 +62,9 @@ CREATE TABLE budget_versions (
   request_id   text NOT NULL,
   actor        text NOT NULL,
   recorded_at  timestamptz NOT NULL,
+  asked_limit_micros bigint,   -- what the request itself said; NULL where it left a value alone
+  asked_auto_disable boolean,
+  asked_disabled     boolean,
   PRIMARY KEY (budget_id, version)
 );
 
@@ -120,9 +123,13 @@ CREATE TABLE outcomes (
   charged_micros  bigint NOT NULL,
   breach_micros   bigint NOT NULL DEFAULT 0,
   reason          text NOT NULL DEFAULT '',
+  resolution_key  text,    -- resolved: the key of the decision, and the amount it named (NULL: the ceiling)
+  asked_micros    bigint,
   decided_at      timestamptz NOT NULL,
   PRIMARY KEY (organization_id, request_id, phase)
 );
+CREATE INDEX outcomes_uncertain ON outcomes (organization_id, decided_at, request_id) WHERE phase = 'uncertain';
+CREATE UNIQUE INDEX outcomes_resolution ON outcomes (organization_id, resolution_key) WHERE phase = 'resolved';
 
 -- One row a transfer: zero-sum by construction. No foreign keys to accounts: each check would write a lock on the hot
 -- account's row, and the functions that insert here make the accounts themselves, in the same lock.

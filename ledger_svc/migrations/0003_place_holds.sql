@@ -35,7 +35,7 @@ DECLARE
   v_agent_of int[];                                                                               -- item → agent
   a_id bigint[]; a_settled bigint[]; a_held bigint[]; a_version bigint[]; a_floor bigint[];        -- one for each account
   a_budget text[]; a_target text[]; a_disabled boolean[]; a_auto boolean[]; a_changed boolean[];
-  v_lim int[]; v_full bigint; v_least bigint; v_free bigint; v_headroom bigint; v_worst int; v_stopped int;
+  v_lim int[]; v_full bigint; v_least bigint; v_free bigint; v_headroom bigint; v_worst int; v_spent int; v_stopped int;
   v_unheld bigint; v_ids text[]; i int; j int;
   w_new boolean[]; w_limits text[]; w_disable text[] := '{}';
 BEGIN
@@ -61,7 +61,7 @@ BEGIN
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true;
 
   -- Each agent's path as identity last said it.
-  SELECT array_agg(agent), array_agg(coalesce(array_to_string(x.path, ','), '')), array_agg(coalesce(x.path_version, -1))
+  SELECT array_agg(agent), array_agg(coalesce(array_to_string(x.path, ','), '')), array_agg(x.path_version)
     INTO v_agents, v_agent_paths, v_agent_versions
     FROM (SELECT DISTINCT agent FROM unnest(p_agent) agent) d
     LEFT JOIN LATERAL (SELECT path, path_version FROM nodes
@@ -88,7 +88,7 @@ BEGIN
         CROSS JOIN LATERAL balance_of(a.id) b
         CROSS JOIN LATERAL (SELECT * FROM budget_versions z WHERE z.budget_id = g.id ORDER BY z.version DESC LIMIT 1) v
        WHERE g.organization_id = p_org AND g.target_id = ANY (v_nodes)
-       ORDER BY place) t;
+       ORDER BY place, budget) t;
 
   -- For each agent, which of them stand above it (indexes, the wallet always).
   SELECT array_agg(l ORDER BY o) INTO v_lims FROM (
@@ -106,16 +106,17 @@ BEGIN
       CONTINUE;
     END IF;
     IF v_lapsed THEN status[i] := 8; CONTINUE; END IF;
-    IF v_agent_versions[v_agent_of[i]] <> p_version[i] THEN status[i] := 6; CONTINUE; END IF;
+    IF v_agent_versions[v_agent_of[i]] IS DISTINCT FROM p_version[i] THEN status[i] := 6; CONTINUE; END IF;
     v_lim := string_to_array(v_lims[v_agent_of[i]], ',')::int[];
     v_full := (p_input_cost[i] + p_wanted[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
     v_least := (p_input_cost[i] + p_min[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
-    v_headroom := NULL; v_worst := NULL; v_unheld := NULL; v_stopped := NULL;
+    v_headroom := NULL; v_worst := NULL; v_unheld := NULL; v_spent := NULL; v_stopped := NULL;
     FOREACH j IN ARRAY v_lim LOOP
       IF a_disabled[j] THEN v_stopped := j; END IF;
       v_free := a_settled[j] - a_held[j] - a_floor[j];
       IF v_headroom IS NULL OR v_free < v_headroom THEN v_headroom := v_free; v_worst := j; END IF;
-      v_unheld := least(v_unheld, a_settled[j] - a_floor[j]);
+      v_free := a_settled[j] - a_floor[j];
+      IF v_unheld IS NULL OR v_free < v_unheld THEN v_unheld := v_free; v_spent := j; END IF;
     END LOOP;
     output_tokens[i] := 0; ceiling[i] := 0;
     IF v_stopped IS NOT NULL THEN
@@ -127,8 +128,11 @@ BEGIN
       output_tokens[i] := ((v_headroom - p_flat[i]) * 1000000 - p_input_cost[i]) / p_output_rate[i];
       status[i] := 1;
       ceiling[i] := (p_input_cost[i] + output_tokens[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
+    ELSIF v_least <= v_unheld THEN
+      status[i] := 3;
     ELSE
-      status[i] := CASE WHEN v_least <= v_unheld THEN 3 ELSE 2 END;
+      -- What is used up stands in the way, which need not be what other holds have taken the most of.
+      status[i] := 2; v_worst := v_spent; v_headroom := v_unheld;
     END IF;
     IF status[i] = 1 THEN
       FOREACH j IN ARRAY v_lim LOOP a_held[j] := a_held[j] + ceiling[i]; a_changed[j] := true; END LOOP;

@@ -14,7 +14,7 @@ DECLARE
   v_at timestamptz; v_seq bigint; v_usage_seq bigint; i int; j int;
   h_ceiling bigint[]; h_late boolean[]; h_limits text[];                                 -- one for each item
   h_lims text[];                                                                        -- the same as indexes
-  a_id bigint[]; a_settled bigint[]; a_held bigint[]; a_version bigint[]; a_floor bigint[]; a_changed boolean[];
+  a_id bigint[]; a_settled bigint[]; a_held bigint[]; a_version bigint[]; a_floor bigint[]; a_changed boolean[]; a_hit boolean[];
   v_lim int[]; v_own text; v_post bigint; v_fits bigint;
   t_key text[] := '{}'; t_phase text[] := '{}'; t_kind text[] := '{}'; t_debit bigint[] := '{}'; t_credit bigint[] := '{}';
   t_amount bigint[] := '{}'; t_limits text[] := '{}'; t_direction smallint[] := '{}';
@@ -53,10 +53,10 @@ BEGIN
     UNION SELECT account_of(p_org, 'breach'), 4
     UNION SELECT l::bigint, 5 FROM unnest(h_limits) WITH ORDINALITY s(limits, o), unnest((string_to_array(limits, ','))[2:]) l
            WHERE status[o] = 1 AND NOT replayed[o]) t;
-  SELECT array_agg(b.settled ORDER BY o), array_agg(b.held ORDER BY o), array_agg(b.version ORDER BY o), array_agg(false),
+  SELECT array_agg(b.settled ORDER BY o), array_agg(b.held ORDER BY o), array_agg(b.version ORDER BY o), array_agg(false), array_agg(false),
          array_agg(CASE WHEN a.kind = 'budget' THEN -(SELECT z.limit_micros FROM budget_versions z WHERE z.budget_id = a.budget_id
                                                        ORDER BY z.version DESC LIMIT 1) ELSE 0 END ORDER BY o)
-    INTO a_settled, a_held, a_version, a_changed, a_floor
+    INTO a_settled, a_held, a_version, a_changed, a_hit, a_floor
     FROM unnest(a_id) WITH ORDINALITY t(id, o) JOIN accounts a USING (id) CROSS JOIN LATERAL balance_of(a.id) b;
   SELECT array_agg(coalesce(l, '1') ORDER BY o) INTO h_lims FROM (
     SELECT o, string_agg(k::text, ',' ORDER BY k) AS l
@@ -78,7 +78,7 @@ BEGIN
       -- The ceiling left the wallet for suspense when the holder lapsed: take what it cost, give back the rest.
       a_settled[k_suspense] := a_settled[k_suspense] - h_ceiling[i];
       a_settled[k_revenue] := a_settled[k_revenue] + v_post;
-      a_changed[k_suspense] := h_ceiling[i] > 0; a_changed[k_revenue] := true;
+      a_changed[k_suspense] := true; a_changed[k_revenue] := true;
       IF v_post > 0 THEN
         t_key := t_key || p_request[i]; t_phase := t_phase || 'charge'::text; t_kind := t_kind || 'charge'::text;
         t_debit := t_debit || a_id[k_suspense]; t_credit := t_credit || a_id[k_revenue]; t_amount := t_amount || v_post;
@@ -123,6 +123,8 @@ BEGIN
       END IF;
       a_settled[k_revenue] := a_settled[k_revenue] + v_fits + breach[i];
     END IF;
+    -- Looked at after each item: a later one may give back what this one took.
+    FOREACH j IN ARRAY v_lim LOOP a_hit[j] := a_hit[j] OR a_settled[j] <= a_floor[j]; END LOOP;
   END LOOP;
 
   SELECT coalesce(max(seq), 0) INTO v_seq FROM transfers WHERE organization_id = p_org;
@@ -148,9 +150,9 @@ BEGIN
   INSERT INTO checkpoints (account_id, version, settled_micros, held_micros)
     SELECT id, v + 1, s, h FROM unnest(a_id, a_version, a_settled, a_held, a_changed) t(id, v, s, h, changed) WHERE changed;
   PERFORM disable_budgets(p_org, array_agg(a.budget_id), v_at)
-    FROM unnest(a_id, a_settled, a_floor, a_changed) t(id, settled, floor, changed) JOIN accounts a ON a.id = t.id
+    FROM unnest(a_id, a_hit) t(id, hit) JOIN accounts a ON a.id = t.id
     CROSS JOIN LATERAL (SELECT * FROM budget_versions z WHERE z.budget_id = a.budget_id ORDER BY z.version DESC LIMIT 1) v
-   WHERE t.changed AND a.kind = 'budget' AND t.settled <= t.floor AND v.auto_disable AND NOT v.disabled HAVING count(*) > 0;
+   WHERE t.hit AND a.kind = 'budget' AND v.auto_disable AND NOT v.disabled HAVING count(*) > 0;
   PERFORM append_audit(p_org, v_at, array_agg(h.agent_id ORDER BY o), array_agg('charge.settled'::text ORDER BY o), array_agg(p_request[o] ORDER BY o),
       array_agg('{"breach_micros":' || breach[o] || ',"charged_micros":' || charged[o] || ',"model":' || to_json(p_model[o]) || ',"outcome":'
         || to_json(p_outcome[o]) || ',"price_id":' || to_json(p_price[o]) || ',"provider":' || to_json(p_provider[o]) || '}' ORDER BY o))

@@ -84,31 +84,37 @@ BEGIN
 END $$;
 
 -- Decide an uncertain hold. Status: 1 done, 2 no such uncertain hold, 3 decided already, 4 the amount is above the ceiling,
--- 5 the key was used for another resolution.
+-- 5 the key was used for another resolution (`field` names what differs).
 CREATE FUNCTION resolve_hold(
   p_org text, p_key text, p_request text, p_actual bigint /* NULL: the ceiling */, p_actor text, p_reason text,
-  OUT status smallint, OUT replayed boolean
+  OUT status smallint, OUT replayed boolean, OUT field text
 ) LANGUAGE plpgsql AS $$
 DECLARE v_at timestamptz; v_own bigint[]; v_charge bigint; h holds; o outcomes;
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
-  replayed := false;
+  replayed := false; field := '';
+  SELECT * INTO o FROM outcomes WHERE organization_id = p_org AND phase = 'resolved' AND resolution_key = p_key;
+  IF FOUND THEN
+    field := CASE WHEN o.request_id <> p_request THEN 'hold_request_id'
+                  WHEN o.asked_micros IS DISTINCT FROM p_actual THEN 'actual_micros'
+                  WHEN o.reason <> p_reason THEN 'reason' ELSE '' END;
+    replayed := field = '';
+    status := CASE WHEN replayed THEN 1 ELSE 5 END;
+    RETURN;
+  END IF;
   SELECT * INTO h FROM holds WHERE organization_id = p_org AND request_id = p_request AND holds.status = 1;
   IF NOT FOUND OR NOT EXISTS (SELECT 1 FROM outcomes WHERE organization_id = p_org AND request_id = p_request AND phase = 'uncertain') THEN
     status := 2; RETURN;
   END IF;
-  v_charge := coalesce(p_actual, h.ceiling_micros);
-  SELECT * INTO o FROM outcomes WHERE organization_id = p_org AND request_id = p_request AND phase <> 'uncertain' LIMIT 1;
-  IF FOUND THEN
-    replayed := o.phase = 'resolved' AND o.reason = p_key || ' ' || p_reason AND o.charged_micros = v_charge;
-    status := CASE WHEN replayed THEN 1 WHEN o.phase = 'resolved' AND split_part(o.reason, ' ', 1) = p_key THEN 5 ELSE 3 END;
-    RETURN;
+  IF EXISTS (SELECT 1 FROM outcomes WHERE organization_id = p_org AND request_id = p_request AND phase <> 'uncertain') THEN
+    status := 3; RETURN;
   END IF;
+  v_charge := coalesce(p_actual, h.ceiling_micros);
   IF v_charge > h.ceiling_micros THEN status := 4; RETURN; END IF;
   status := 1;
-  INSERT INTO outcomes (organization_id, request_id, phase, charged_micros, reason, decided_at)
-    VALUES (p_org, p_request, 'resolved', v_charge, p_key || ' ' || p_reason, v_at);
+  INSERT INTO outcomes (organization_id, request_id, phase, charged_micros, reason, resolution_key, asked_micros, decided_at)
+    VALUES (p_org, p_request, 'resolved', v_charge, p_reason, p_key, p_actual, v_at);
   v_own := budget_limits(p_org, p_request, h.limits);
   IF v_charge > 0 THEN
     PERFORM post_transfer(p_org, p_request, 'resolve', 'resolve', account_of(p_org, 'suspense'), account_of(p_org, 'revenue'),

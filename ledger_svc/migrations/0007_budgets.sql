@@ -44,25 +44,30 @@ BEGIN
     ARRAY['{"auto_disable":' || p_auto || ',"limit_micros":' || p_limit || ',"period":' || to_json(p_period) || ',"target_id":' || to_json(p_target) || '}']);
 END $$;
 
--- Add a version. NULL leaves a value as it is. Status: 1 changed or replayed, 2 the key was used for another change.
+-- Add a version. NULL leaves a value as it is. Status: 1 changed or replayed, 2 the key was used for another change (`field`
+-- names what differs).
 CREATE FUNCTION change_budget(
-  p_org text, p_budget text, p_key text, p_limit bigint, p_auto boolean, p_disabled boolean, p_actor text, OUT status smallint
+  p_org text, p_budget text, p_key text, p_limit bigint, p_auto boolean, p_disabled boolean, p_actor text,
+  OUT status smallint, OUT field text
 ) LANGUAGE plpgsql AS $$
 DECLARE v_at timestamptz; v budget_versions; done budget_versions;
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
-  status := 1;
+  status := 1; field := '';
   SELECT * INTO done FROM budget_versions z WHERE z.budget_id = p_budget AND z.request_id = p_key AND z.version > 1;
   IF FOUND THEN
-    IF done.limit_micros <> coalesce(p_limit, done.limit_micros) OR done.auto_disable <> coalesce(p_auto, done.auto_disable)
-       OR done.disabled <> coalesce(p_disabled, done.disabled) THEN status := 2; END IF;
+    field := CASE WHEN done.asked_limit_micros IS DISTINCT FROM p_limit THEN 'limit_micros'
+                  WHEN done.asked_auto_disable IS DISTINCT FROM p_auto THEN 'auto_disable'
+                  WHEN done.asked_disabled IS DISTINCT FROM p_disabled THEN 'disabled' ELSE '' END;
+    IF field <> '' THEN status := 2; END IF;
     RETURN;
   END IF;
   SELECT * INTO STRICT v FROM budget_versions z WHERE z.budget_id = p_budget ORDER BY z.version DESC LIMIT 1;
-  INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at)
+  INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at,
+                               asked_limit_micros, asked_auto_disable, asked_disabled)
     VALUES (p_budget, v.version + 1, coalesce(p_limit, v.limit_micros), coalesce(p_auto, v.auto_disable),
-            coalesce(p_disabled, v.disabled), p_key, p_actor, v_at);
+            coalesce(p_disabled, v.disabled), p_key, p_actor, v_at, p_limit, p_auto, p_disabled);
   PERFORM append_audit(p_org, v_at, ARRAY[p_actor], ARRAY['budget.changed'], ARRAY[p_budget],
     ARRAY['{"auto_disable":' || coalesce(p_auto, v.auto_disable) || ',"disabled":' || coalesce(p_disabled, v.disabled)
           || ',"limit_micros":' || coalesce(p_limit, v.limit_micros) || '}']);

@@ -17,6 +17,7 @@ from mesh.idempotency import check_request_id
 from mesh.money import MICROS_MAX
 from mesh.paging import next_token, page_of
 
+TARGETS = {ids.Kind.ORGANIZATION, ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -35,6 +36,8 @@ class BudgetServicer(rpc.BudgetServiceServicer):
         new = budgets.NewBudget(
             ids.new(ids.Kind.BUDGET), key, request.target_id, period, request.limit_micros, request.auto_disable
         )
+        if ids.kind_of(request.target_id) not in TARGETS:
+            raise invalid("target_id", "must be an organization, workspace, agent group or agent")
         organization_id = await self._organization_of(request.target_id)
         budget_id, differs = await budgets.create(self._db, organization_id, new, caller.current().actor)
         if differs:
@@ -48,12 +51,12 @@ class BudgetServicer(rpc.BudgetServiceServicer):
         if limit is None and auto is None:
             raise invalid("limit_micros", "nothing to change was given")
         _check_limit(limit or 0)
-        organization_id = await self._organization_of(request.budget_id)
+        organization_id = await self._organization_of_budget(request.budget_id)
         actor = caller.current().actor
-        changed = await budgets.change(
+        differs = await budgets.change(
             self._db, organization_id, request.budget_id, key, actor, limit_micros=limit, auto_disable=auto
         )
-        return await self._changed(request.budget_id, changed=changed)
+        return await self._changed(request.budget_id, differs)
 
     async def ListBudgets(self, request: pb.ListBudgetsRequest, context: Context) -> pb.ListBudgetsResponse:
         page = page_of(request.page_size, request.page_token)
@@ -65,10 +68,10 @@ class BudgetServicer(rpc.BudgetServiceServicer):
 
     async def EnableBudget(self, request: pb.EnableBudgetRequest, context: Context) -> pb.Budget:
         key = check_request_id(request)
-        organization_id = await self._organization_of(request.budget_id)
+        organization_id = await self._organization_of_budget(request.budget_id)
         actor = caller.current().actor
-        changed = await budgets.change(self._db, organization_id, request.budget_id, key, actor, disabled=False)
-        return await self._changed(request.budget_id, changed=changed)
+        differs = await budgets.change(self._db, organization_id, request.budget_id, key, actor, disabled=False)
+        return await self._changed(request.budget_id, differs)
 
     async def _organization_of(self, object_id: str) -> str:
         organization_id = await registry.organization_of(self._db, object_id)
@@ -76,15 +79,20 @@ class BudgetServicer(rpc.BudgetServiceServicer):
             raise NotFound("NOT_FOUND", f"no {object_id!r}")
         return organization_id
 
+    async def _organization_of_budget(self, budget_id: str) -> str:
+        if ids.kind_of(budget_id) is not ids.Kind.BUDGET:
+            raise NotFound("NOT_FOUND", f"no budget {budget_id!r}"[:200], field="budget_id")
+        return await self._organization_of(budget_id)
+
     async def _get(self, budget_id: str) -> pb.Budget:
         row = await budgets.get(self._db, budget_id)
         if row is None:
             raise NotFound("NOT_FOUND", f"no {budget_id!r}", field="budget_id")
         return wire.budget(row)
 
-    async def _changed(self, budget_id: str, *, changed: bool) -> pb.Budget:
-        if not changed:
-            raise wire.differs("change")
+    async def _changed(self, budget_id: str, differs: str) -> pb.Budget:
+        if differs:
+            raise wire.differs(differs)
         return await self._get(budget_id)
 
 

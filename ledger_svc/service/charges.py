@@ -15,12 +15,13 @@ from ledger_svc.price_book import PriceBook
 from ledger_svc.store import charges, registry
 from mandate.ledger.v1 import charges_pb2 as pb
 from mandate.ledger.v1 import charges_pb2_grpc as rpc
+from mesh import ids
 from mesh.db import Database
-from mesh.errors import MeshError, NotFound, invalid
+from mesh.errors import Internal, MeshError, NotFound, invalid
 from mesh.telemetry import logs
 
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
-ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, ITEMS_MAX, KEY_MAX = 8, 128, 250, 1_000, 64
+ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, ITEMS_MAX, KEY_MAX, REASON_MAX = 8, 128, 250, 1_000, 64, 200
 OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
 
 Context = grpc.aio.ServicerContext[pb.ChargeRequest, pb.ChargeResponse]
@@ -43,7 +44,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
     ) -> AsyncIterator[pb.ChargeResponse]:
         answers = Answers()
         async for first in request_iterator:
-            if not first.holder_id:
+            if ids.kind_of(first.holder_id) is not ids.Kind.HOLDER:
                 raise invalid("holder_id", "must be named in the first message of a stream")
             if not await charges.open_lease(self._db, first.holder_id):
                 yield pb.ChargeResponse(lapsed=True)
@@ -60,6 +61,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
 
     async def place(self, holder_id: str, message: pb.PlaceHold) -> Placed:
         """Price one request and queue it for its organization's next commit."""
+        _check_place(message)
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             return StalePath()
@@ -68,10 +70,10 @@ class ChargeServicer(rpc.ChargeServiceServicer):
 
     async def settle(self, message: pb.SettleHold) -> SettleOutcome:
         """Cost one completion at its hold's price and queue it."""
+        _check_settle(message)
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             return NoHold()
-        _check_settle(message)
         price_ids = (await charges.price_ids_of(self._db, organization_id, [message.request_id])).get(
             message.request_id
         )
@@ -98,12 +100,13 @@ class ChargeServicer(rpc.ChargeServiceServicer):
 
     async def void(self, message: pb.VoidHold) -> VoidOutcome:
         """Queue a hold to be given back."""
+        _check_key("request_id", message.request_id)
+        _check_key("reason", message.reason, length_min=0, length_max=REASON_MAX)
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             raise NotFound("AGENT_NOT_FOUND", f"no agent {message.agent_id!r}"[:200], agent=message.agent_id[:64])
-        return await self._commits.void(
-            organization_id, Voiding(message.request_id, message.agent_id, message.reason[:200])
-        )
+        voiding = Voiding(message.request_id, message.agent_id, message.reason)
+        return await self._commits.void(organization_id, voiding)
 
     async def renew(self, holder_id: str) -> bool:
         """Record a beat."""
@@ -111,7 +114,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
 
     async def _organization_of(self, agent_id: str) -> str | None:
         known = self._organizations.get(agent_id)
-        if known is None:
+        if known is None and ids.kind_of(agent_id) is ids.Kind.AGENT:
             known = await registry.organization_of(self._db, agent_id)
             if known is not None:
                 if len(self._organizations) >= AGENTS_MAX:
@@ -120,7 +123,6 @@ class ChargeServicer(rpc.ChargeServiceServicer):
         return known
 
     def _placing(self, holder_id: str, message: pb.PlaceHold) -> Placing:
-        _check_place(message)
         prices: list[pricing.Price] = []
         for route in message.routes:
             price = self._prices.in_force(route.provider, route.model)
@@ -243,11 +245,19 @@ async def _caught(work: Any) -> Any:
         return await work
     except MeshError as error:
         return error
+    except Exception as bug:  # noqa: BLE001  # the chain cannot see an item's task, and each item gets an answer
+        log.error("charge.bug", bug)
+        return Internal("INTERNAL", "the ledger failed on this")
+
+
+def _check_key(name: str, text: str, *, length_min: int = 1, length_max: int = KEY_MAX) -> None:
+    if not length_min <= len(text) <= length_max or "\x00" in text:
+        raise invalid(name, f"must have {length_min} to {length_max} characters, none of them NUL")
 
 
 def _check_place(message: pb.PlaceHold) -> None:
-    if not 1 <= len(message.request_id) <= KEY_MAX:
-        raise invalid("request_id", f"must have 1 to {KEY_MAX} characters")
+    _check_key("request_id", message.request_id)
+    _check_key("api_key_id", message.api_key_id, length_min=0)
     if not 1 <= len(message.routes) <= ROUTES_MAX:
         raise invalid("routes", f"must be 1 to {ROUTES_MAX}")
     if not 1 <= message.choices <= CHOICES_MAX:
@@ -260,6 +270,7 @@ def _check_place(message: pb.PlaceHold) -> None:
 
 
 def _check_settle(message: pb.SettleHold) -> None:
+    _check_key("request_id", message.request_id)
     for field in message.usage.DESCRIPTOR.fields:
         if not 0 <= getattr(message.usage, field.name) <= pricing.TOKENS_MAX:
             raise invalid(f"usage.{field.name}", f"must be 0 to {pricing.TOKENS_MAX}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -10,10 +11,11 @@ from google.protobuf.empty_pb2 import Empty
 from ledger_svc.store import registry
 from mandate.ledger.v1 import registry_pb2 as pb
 from mandate.ledger.v1 import registry_pb2_grpc as rpc
-from mesh import tokens
+from mesh import ids, tokens
 from mesh.db import Database
 from mesh.errors import invalid
 
+KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 NODES_MAX, KEYS_MAX, DEPTH_MAX = 500, 20, 4
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -41,12 +43,16 @@ class RegistryServicer(rpc.RegistryServiceServicer):
 
 def _fact(node: pb.NodeFact) -> registry.NodeFact:
     path = tuple(node.path)
+    if any(ids.kind_of(part) is None for part in path):
+        raise invalid("nodes.path", "must hold ids")
     if not 1 <= len(path) <= DEPTH_MAX or path[0] != node.organization_id or path[-1] != node.id:
         raise invalid("nodes.path", "must lead from the organization to the node")
     return registry.NodeFact(node.id, node.organization_id, path, node.path_version)
 
 
 def _check_key(key: pb.PublicKey) -> None:
+    if not KEY_ID.fullmatch(key.key_id):
+        raise invalid("keys.key_id", "must be 1 to 64 letters, digits or _.:-")
     try:
         tokens.key_of_jwk(key.jwk)
     except (ValueError, TypeError):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from datetime import datetime
 from typing import Any
 
 import grpc
 
 from ledger_svc import wire
-from ledger_svc.store import wallets
+from ledger_svc.store import registry, wallets
 from mandate.ledger.v1 import wallets_pb2 as pb
 from mandate.ledger.v1 import wallets_pb2_grpc as rpc
 from mesh import caller
 from mesh.db import Database
 from mesh.errors import Exhausted, FailedPrecondition, NotFound, invalid
-from mesh.idempotency import check_request_id
+from mesh.idempotency import REQUEST_ID, check_request_id
 from mesh.money import MICROS_MAX
 from mesh.paging import Page, next_token, page_of
 
 PAGE_MAX = 500
 REASON_MAX = 500
+SEQ = re.compile(r"[0-9]{1,18}")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -37,8 +41,8 @@ class WalletServicer(rpc.WalletServiceServicer):
 
     async def RefundPurchase(self, request: pb.RefundPurchaseRequest, context: Context) -> pb.Posting:
         _check_amount(request.amount_micros, 1)
-        if not request.purchase_request_id:
-            raise invalid("purchase_request_id", "must be set")
+        if not REQUEST_ID.fullmatch(request.purchase_request_id):
+            raise invalid("purchase_request_id", "must be the request_id of a purchase")
         amount = -request.amount_micros
         return await self._post(request.organization_id, request, "refund", amount, request.purchase_request_id)
 
@@ -46,6 +50,8 @@ class WalletServicer(rpc.WalletServiceServicer):
         _check_amount(request.amount_micros, -MICROS_MAX)
         if not request.reason.strip():
             raise invalid("reason", "an adjustment states its reason")
+        if await registry.organization_of(self._db, request.organization_id) != request.organization_id:
+            raise NotFound("NOT_FOUND", f"no organization {request.organization_id!r}"[:200], field="organization_id")
         return await self._post(request.organization_id, request, "adjustment", request.amount_micros)
 
     async def ListTransfers(self, request: pb.ListTransfersRequest, context: Context) -> pb.ListTransfersResponse:
@@ -88,7 +94,7 @@ class WalletServicer(rpc.WalletServiceServicer):
         self, request: pb.ListUncertainHoldsRequest, context: Context
     ) -> pb.ListUncertainHoldsResponse:
         page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
-        rows = await wallets.uncertain(self._db, request.organization_id, page.after, page.size + 1)
+        rows = await wallets.uncertain(self._db, request.organization_id, _after_hold(page), page.size + 1)
         holds: list[pb.UncertainHold] = []
         for row in rows[: page.size]:
             provider, _, model = row["routes"].split(",")[0].partition("/")
@@ -104,12 +110,12 @@ class WalletServicer(rpc.WalletServiceServicer):
                     model=model,
                 )
             )
-        token = next_token(page, [row["request_id"] for row in rows])
+        token = next_token(page, [f"{row['decided_at'].isoformat()} {row['request_id']}" for row in rows])
         return pb.ListUncertainHoldsResponse(holds=holds, next_page_token=token)
 
     async def ResolveUncertainHold(self, request: pb.ResolveUncertainHoldRequest, context: Context) -> pb.Posting:
         key = check_request_id(request)
-        status, replayed = await wallets.resolve(
+        resolved = await wallets.resolve(
             self._db,
             request.organization_id,
             key,
@@ -118,11 +124,11 @@ class WalletServicer(rpc.WalletServiceServicer):
             caller.current().actor,
             _reason(request.reason),
         )
-        _check_resolved(status)
+        _check_resolved(resolved)
         row = await wallets.last_transfer_of(self._db, request.organization_id, request.hold_request_id)
         wallet = await self._wallet(request.organization_id)
         transfer = wire.transfer(request.organization_id, row) if row else None
-        return pb.Posting(transfer=transfer, wallet=wallet, replayed=replayed)
+        return pb.Posting(transfer=transfer, wallet=wallet, replayed=resolved.replayed)
 
     async def _wallet(self, organization_id: str) -> pb.Wallet:
         balance = await wallets.balance(self._db, organization_id)
@@ -157,9 +163,19 @@ class WalletServicer(rpc.WalletServiceServicer):
 def _before(page: Page) -> int | None:
     if page.after is None:
         return None
-    if not page.after.isdigit():
+    if not SEQ.fullmatch(page.after):
         raise invalid("page_token", "was not given out by this list")
     return int(page.after)
+
+
+def _after_hold(page: Page) -> tuple[datetime, str] | None:
+    if page.after is None:
+        return None
+    moment, _, request_id = page.after.partition(" ")
+    try:
+        return datetime.fromisoformat(moment), request_id
+    except ValueError:
+        raise invalid("page_token", "was not given out by this list") from None
 
 
 def _check_amount(amount_micros: int, least: int) -> None:
@@ -168,8 +184,8 @@ def _check_amount(amount_micros: int, least: int) -> None:
 
 
 def _reason(text: str) -> str:
-    if len(text) > REASON_MAX or "\x00" in text:
-        raise invalid("reason", f"must have at most {REASON_MAX} characters")
+    if len(text) > REASON_MAX or any(unicodedata.category(character) == "Cc" for character in text):
+        raise invalid("reason", f"must have at most {REASON_MAX} characters, none of them a control character")
     return text.strip()
 
 
@@ -187,8 +203,8 @@ def _actual(request: pb.ResolveUncertainHoldRequest) -> int | None:
             raise invalid("resolution", "must be ACTUAL, RELEASE or POST")
 
 
-def _check_resolved(status: int) -> None:
-    match status:
+def _check_resolved(resolved: wallets.Posted) -> None:
+    match resolved.status:
         case 2:
             raise NotFound("HOLD_NOT_FOUND", "no such uncertain hold", field="hold_request_id")
         case 3:
@@ -196,6 +212,6 @@ def _check_resolved(status: int) -> None:
         case 4:
             raise invalid("actual_micros", "is above what was held")
         case 5:
-            raise wire.differs("resolution")
+            raise wire.differs(resolved.field)
         case _:
             return

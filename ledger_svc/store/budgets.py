@@ -8,15 +8,16 @@ from mesh.db import Database, Row
 
 COLUMNS = """
   g.id, g.organization_id, g.target_id, g.period, g.created_at, v.limit_micros, v.auto_disable, v.disabled,
-  window_start(g.period, clock_timestamp()) AS window_start,
+  t.window_start,
   coalesce(-b.settled, 0) AS settled_micros, coalesce(b.held, 0) AS held_micros
 """
 TABLES = """
   budgets g
   CROSS JOIN LATERAL (SELECT limit_micros, auto_disable, disabled FROM budget_versions z
                        WHERE z.budget_id = g.id ORDER BY z.version DESC LIMIT 1) v
+  CROSS JOIN LATERAL (SELECT window_start(g.period, ledger_time(g.organization_id)) AS window_start) t
   LEFT JOIN accounts a ON a.organization_id = g.organization_id AND a.kind = 'budget' AND a.budget_id = g.id
-                      AND a.window_start = window_start(g.period, clock_timestamp())
+                      AND a.window_start = t.window_start
   LEFT JOIN LATERAL balance_of(a.id) b ON a.id IS NOT NULL
 """
 
@@ -60,10 +61,10 @@ async def change(  # noqa: PLR0913
     limit_micros: int | None = None,
     auto_disable: bool | None = None,
     disabled: bool | None = None,
-) -> bool:
-    """Add a version; False when the key was used for another change."""
-    status: int = await db.value(
-        "SELECT status FROM change_budget($1, $2, $3, $4, $5, $6, $7) AS status",
+) -> str:
+    """Add a version; return the field that differs when the key was used for another change ("" otherwise)."""
+    field: str = await db.value(
+        "SELECT field FROM change_budget($1, $2, $3, $4, $5, $6, $7)",
         organization_id,
         budget_id,
         request_id,
@@ -72,7 +73,7 @@ async def change(  # noqa: PLR0913
         disabled,
         actor,
     )
-    return status == 1
+    return field
 
 
 async def get(db: Database, budget_id: str) -> Row | None:

@@ -25,6 +25,7 @@ from ledger_svc.holds import (
 from mesh.db import Database
 
 GRANTED, STALE, DIFFERS, LAPSED = 1, 6, 7, 8
+UNCERTAIN_MAX = 500  # holds a call of mark_uncertain, as it says itself
 ENDS = {2: "settled", 3: "resolved"}
 
 

@@ -9,6 +9,7 @@ from datetime import date
 from ledger_svc.pricing import Price
 from mesh.db import Database, Row
 
+PRICES_LOCK = 7102  # advisory: replicas that start at once take turns
 PRICE_COLUMNS = (
     "id, provider, model, input_micros_per_mtok, cached_input_micros_per_mtok, cache_write_micros_per_mtok, "
     "output_micros_per_mtok, reasoning_micros_per_mtok, request_micros, context_tokens, output_tokens_max, "
@@ -32,7 +33,7 @@ async def put_nodes(db: Database, nodes: Sequence[NodeFact]) -> None:
         await tx.executemany(
             "INSERT INTO nodes (id, path_version, organization_id, path) VALUES ($1, $2, $3, $4) "
             "ON CONFLICT DO NOTHING",
-            [(node.id, node.path_version, node.organization_id, list(node.path)) for node in nodes],
+            sorted((node.id, node.path_version, node.organization_id, list(node.path)) for node in nodes),
         )
         for organization_id in sorted({node.organization_id for node in nodes if node.id == node.organization_id}):
             await tx.execute("SELECT lock_organization($1)", organization_id)
@@ -68,12 +69,18 @@ async def jwk_of(db: Database, key_id: str) -> str | None:
 
 
 async def put_prices(db: Database, prices: Sequence[Price]) -> None:
-    """Add the prices that are not there yet; what is there stays."""
+    """Put prices in force that are not; a price that was in force once before comes back as a version of its own."""
     async with db.transaction() as tx:
+        await tx.execute("SELECT pg_advisory_xact_lock($1, 0)", PRICES_LOCK)
         await tx.executemany(
             f"""
-            INSERT INTO prices ({PRICE_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-            ON CONFLICT (id) DO NOTHING
+            INSERT INTO prices ({PRICE_COLUMNS})
+            SELECT $1::text || CASE WHEN before.times = 0 THEN '' ELSE '#' || before.times + 1 END,
+                   $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
+              FROM (SELECT count(*) AS times FROM prices
+                     WHERE provider = $2 AND model = $3 AND split_part(id, '#', 1) = $1) before
+             WHERE $1 IS DISTINCT FROM (SELECT split_part(id, '#', 1) FROM prices
+                                         WHERE provider = $2 AND model = $3 ORDER BY ordinal DESC LIMIT 1)
             """,  # noqa: S608  # our own column names
             [_price_values(price) for price in prices],
         )

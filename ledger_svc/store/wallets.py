@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from mesh.db import Database, Row
 
@@ -65,10 +66,10 @@ async def post(  # noqa: PLR0913, PLR0917  # one parameter a column of the posti
 
 async def resolve(  # noqa: PLR0913, PLR0917  # likewise
     db: Database, organization_id: str, key: str, request_id: str, actual_micros: int | None, actor: str, reason: str
-) -> tuple[int, bool]:
-    """Decide an uncertain hold; return the function's status and whether it had been decided so before."""
+) -> Posted:
+    """Decide an uncertain hold."""
     row = await db.row(
-        "SELECT status, replayed FROM resolve_hold($1, $2, $3, $4, $5, $6)",
+        "SELECT status, replayed, field FROM resolve_hold($1, $2, $3, $4, $5, $6)",
         organization_id,
         key,
         request_id,
@@ -77,7 +78,7 @@ async def resolve(  # noqa: PLR0913, PLR0917  # likewise
         reason,
     )
     assert row is not None  # noqa: S101
-    return row["status"], row["replayed"]
+    return Posted(row["status"], row["replayed"], row["field"], None)
 
 
 async def transfer(db: Database, organization_id: str, seq: int) -> Row | None:
@@ -147,19 +148,22 @@ async def usage(db: Database, organization_id: str, before_seq: int | None, limi
     )
 
 
-async def uncertain(db: Database, organization_id: str, after: str | None, limit: int) -> list[Row]:
-    """Return holds that nobody decided yet, oldest request first."""
+async def uncertain(db: Database, organization_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Row]:
+    """Return holds that nobody decided yet, the longest uncertain first; `after` is the last one seen."""
+    since, request_id = after or (None, None)
     return await db.rows(
         """
         SELECT h.request_id, h.agent_id, h.holder_id, h.ceiling_micros, h.held_at, h.routes, o.decided_at
           FROM outcomes o JOIN holds h USING (organization_id, request_id)
-         WHERE o.organization_id = $1 AND o.phase = 'uncertain' AND ($2::text IS NULL OR o.request_id > $2)
+         WHERE o.organization_id = $1 AND o.phase = 'uncertain'
+           AND ($2::timestamptz IS NULL OR (o.decided_at, o.request_id) > ($2, $3::text))
            AND NOT EXISTS (SELECT 1 FROM outcomes x WHERE x.organization_id = o.organization_id
                               AND x.request_id = o.request_id AND x.phase <> 'uncertain')
-         ORDER BY o.request_id LIMIT $3
+         ORDER BY o.decided_at, o.request_id LIMIT $4
         """,
         organization_id,
-        after,
+        since,
+        request_id,
         limit,
     )
 

@@ -5,8 +5,9 @@ A step is an async context manager around the handler, so one piece of code serv
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,9 @@ class Chain(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return handler
@@ -63,6 +64,9 @@ class Chain(grpc.aio.ServerInterceptor):
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method, rule), **coders)
+        if handler.unary_stream and inspect.iscoroutinefunction(handler.unary_stream):  # health writes to its context
+            written = self._unary(handler.unary_stream, method, rule, streaming=True)
+            return grpc.unary_stream_rpc_method_handler(written, **coders)
         if handler.unary_stream:
             stream = self._stream(handler.unary_stream, method, rule, takes_stream=False)
             return grpc.unary_stream_rpc_method_handler(stream, **coders)
@@ -72,9 +76,9 @@ class Chain(grpc.aio.ServerInterceptor):
         message = f"{method}: no RPC of the mesh streams requests alone"
         raise TypeError(message)
 
-    def _unary(self, inner: Any, method: str, rule: Rule | None) -> Any:
+    def _unary(self, inner: Any, method: str, rule: Rule | None, *, streaming: bool = False) -> Any:
         async def guarded(request: Any, context: Context) -> Any:
-            call = Call(method, rule, context, request, streaming=False)
+            call = Call(method, rule, context, request, streaming=streaming)
             async with AsyncExitStack() as stack:
                 for step in self._steps:
                     await stack.enter_async_context(step(call))
@@ -88,7 +92,9 @@ class Chain(grpc.aio.ServerInterceptor):
             async with AsyncExitStack() as stack:
                 for step in self._steps:
                     await stack.enter_async_context(step(call))
-                async for response in inner(request, context):
-                    yield response
+                # Closed here: a caller that goes away while a response is on its way must not leave the handler open.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         return guarded

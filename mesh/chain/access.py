@@ -5,7 +5,7 @@ An object of another organization answers like one that does not exist.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from mesh import access, caller, ids
@@ -24,7 +24,7 @@ def step(resolve: ScopeResolver) -> Step:
     """Build the step; `resolve` says which organization an object of this service belongs to, None if it is unknown."""
 
     @asynccontextmanager
-    async def authorize(call: Call) -> AsyncIterator[None]:
+    async def authorize(call: Call) -> AsyncGenerator[None]:
         if call.rule is not None:
             await _check(call.rule, call, resolve)
         yield
@@ -44,6 +44,8 @@ async def _check(rule: access.Rule, call: Call, resolve: ScopeResolver) -> None:
         return
     object_id = access.scope_of(rule, call.request)
     kind = ids.kind_of(object_id)
+    if rule.scope[-1] == "organization_id" and kind is not ids.Kind.ORGANIZATION:
+        kind = None  # a part of an organization does not stand for the whole of it
     organization_id = await resolve(object_id) if kind is not None else None
     role = who.person.grants.get(organization_id) if organization_id is not None else None
     if role is None:

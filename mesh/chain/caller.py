@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from mesh import caller, tokens
@@ -17,7 +17,7 @@ def step(keys: tokens.KeySource) -> Step:
     """Build the step; `keys` verifies mesh tokens."""
 
     @asynccontextmanager
-    async def identify(call: Call) -> AsyncIterator[None]:
+    async def identify(call: Call) -> AsyncGenerator[None]:
         service = _service_of(call.context)
         sent = call.metadata("authorization")
         person = None

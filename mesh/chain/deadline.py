@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from mesh import deadline
@@ -13,7 +13,7 @@ UNARY_MS_MAX = 30_000
 
 
 @asynccontextmanager
-async def step(call: Call) -> AsyncIterator[None]:
+async def step(call: Call) -> AsyncGenerator[None]:
     """Bound the handler by the client's deadline, and a unary one by 30 s in any case."""
     left_seconds = call.context.time_remaining()
     if call.streaming and left_seconds is None:

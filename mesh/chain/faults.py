@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import grpc
@@ -16,7 +16,7 @@ log = logs.get(__name__)
 
 
 @asynccontextmanager
-async def step(call: Call) -> AsyncIterator[None]:
+async def step(call: Call) -> AsyncGenerator[None]:
     """Turn what a handler raises into the status that its caller receives."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from mesh.chain import Call, Step
@@ -17,7 +17,7 @@ def step(at_once_max: int = AT_ONCE_MAX) -> Step:
     running = 0
 
     @asynccontextmanager
-    async def admit(call: Call) -> AsyncIterator[None]:
+    async def admit(call: Call) -> AsyncGenerator[None]:
         nonlocal running
         if call.rule is not None and running >= at_once_max:
             raise Unavailable("OVERLOADED", "too many calls at once", retry_after_ms=RETRY_AFTER_MS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from mesh.chain import Call
@@ -11,7 +11,7 @@ from mesh.telemetry import metrics, traces
 
 
 @asynccontextmanager
-async def step(call: Call) -> AsyncIterator[None]:
+async def step(call: Call) -> AsyncGenerator[None]:
     """Measure the call from its first step to its last."""
     started = time.perf_counter()
     with traces.serving(call.method, call.metadata("traceparent")) as span:

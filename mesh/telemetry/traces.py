@@ -5,7 +5,7 @@ The SDK is imported only when traces are on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ class Span:
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
-    def set(self, key: str, value: str | int | bool) -> None:
+    def set(self, key: str, value: str | int) -> None:
         """Attach an attribute; never a secret, never a prompt."""
         if self._span is not None:
             self._span.set_attribute(key, value)
@@ -58,7 +58,7 @@ def stop() -> None:
 
 
 @contextmanager
-def serving(name: str, traceparent: str | None) -> Iterator[Span]:
+def serving(name: str, traceparent: str | None) -> Generator[Span]:
     """Open a server span that continues the client's trace (W3C Trace Context)."""
     if _tracer is None:
         yield NO_SPAN
@@ -73,7 +73,7 @@ def serving(name: str, traceparent: str | None) -> Iterator[Span]:
 
 
 @contextmanager
-def doing(name: str, **attributes: str | int) -> Iterator[Span]:
+def doing(name: str, **attributes: str | int) -> Generator[Span]:
     """Open a span for a piece of work or an outgoing call."""
     if _tracer is None:
         yield NO_SPAN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -25,6 +26,9 @@ class FakeLedger(rpc.RegistryServiceServicer):
         self.nodes: list[pb.NodeFact] = []
         self.keys: dict[str, str] = {}
         self.port = children.free_port()
+        self.awake = asyncio.Event()  # cleared: calls arrive and are not answered
+        self.awake.set()
+        self._news = asyncio.Condition()
 
     @property
     def address(self) -> str:
@@ -34,7 +38,10 @@ class FakeLedger(rpc.RegistryServiceServicer):
         return {node.id: tuple(node.path) for node in self.nodes}
 
     async def PutNodes(self, request: pb.PutNodesRequest, context: Context) -> Empty:  # noqa: ARG002, N802
-        self.nodes.extend(request.nodes)
+        await self.awake.wait()
+        async with self._news:
+            self.nodes.extend(request.nodes)
+            self._news.notify_all()
         return Empty()
 
     async def PutVerificationKeys(  # noqa: N802
@@ -42,8 +49,16 @@ class FakeLedger(rpc.RegistryServiceServicer):
         request: pb.PutVerificationKeysRequest,
         context: Context,  # noqa: ARG002
     ) -> Empty:
-        self.keys = {key.key_id: key.jwk for key in request.keys}
+        await self.awake.wait()
+        async with self._news:
+            self.keys = {key.key_id: key.jwk for key in request.keys}
+            self._news.notify_all()
         return Empty()
+
+    async def told(self, *ids: str) -> None:
+        """Wait until these nodes or keys are known here."""
+        async with asyncio.timeout(15), self._news:
+            await self._news.wait_for(lambda: set(ids) <= self.keys.keys() | self.paths().keys())
 
     @asynccontextmanager
     async def serving(self, house: House) -> AsyncGenerator[None]:

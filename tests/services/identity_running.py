@@ -58,11 +58,11 @@ class Running:
 
     parts: Parts
     ledger: FakeLedger
-    people: people_pb2_grpc.PeopleServiceStub
-    directory: directory_pb2_grpc.DirectoryServiceStub
-    keys: keys_pb2_grpc.KeyServiceStub
-    gateway_directory: directory_pb2_grpc.DirectoryServiceStub
-    gateway_keys: keys_pb2_grpc.KeyServiceStub
+    people: people_pb2_grpc.PeopleServiceAsyncStub
+    directory: directory_pb2_grpc.DirectoryServiceAsyncStub
+    keys: keys_pb2_grpc.KeyServiceAsyncStub
+    gateway_directory: directory_pb2_grpc.DirectoryServiceAsyncStub
+    gateway_keys: keys_pb2_grpc.KeyServiceAsyncStub
 
     async def sign_up(self) -> people.Session:
         email = f"{fresh('person')}@example.com"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,7 +16,6 @@ from mesh.caller import acting
 from mesh.client import call
 from mesh.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound, PermissionDenied
 from mesh.testing import House
-from tests.fakes.ledger import FakeLedger
 from tests.services.identity_running import Family, Running, as_owner, fresh, identity_running
 
 
@@ -55,18 +55,6 @@ async def test_only_services_resolve_nodes(identity: Running) -> None:
     with pytest.raises(PermissionDenied) as refused:
         await call(identity.directory.ResolveNode, pb.ResolveNodeRequest(node_id=ids.new(ids.Kind.AGENT)))
     assert refused.value.reason == "CALLER_NOT_ALLOWED"
-
-
-async def test_a_creation_outlives_a_ledger_that_is_away(house: House) -> None:
-    ledger = FakeLedger()
-    async with ledger.serving(house), identity_running(house, ledger=ledger) as identity:
-        session = await identity.sign_up()
-    async with identity_running(house, ledger=ledger) as identity:  # a key signs already; nobody answers at the ledger
-        organization = await identity.organization(session)
-        assert organization.id not in identity.ledger.paths()
-        async with ledger.serving(house), asyncio.timeout(15):
-            while organization.id not in identity.ledger.paths():
-                await asyncio.sleep(0.05)
 
 
 async def test_the_same_request_makes_one_organization(identity: Running) -> None:
@@ -171,36 +159,31 @@ async def test_every_list_shows_what_was_made(identity: Running) -> None:
 async def test_a_list_refuses_a_parent_of_the_wrong_kind(identity: Running) -> None:
     session = await identity.sign_up()
     family = await identity.family(session)
+    lists: dict[str, Message] = {
+        "ListAgents": pb.ListAgentsRequest(parent_id=family.agent_id),
+        "ListAgentGroups": pb.ListAgentGroupsRequest(parent_id=family.agent_group_id),
+    }
     with acting(await identity.caller_of(session)):
-        for rpc, request in (
-            (identity.directory.ListAgents, pb.ListAgentsRequest(parent_id=family.agent_id)),
-            (identity.directory.ListAgentGroups, pb.ListAgentGroupsRequest(parent_id=family.agent_group_id)),
-        ):
+        for name, request in lists.items():
             with pytest.raises(InvalidArgument) as refused:
-                await call(rpc, request)
+                await call(_rpc(identity, name), request)
             assert refused.value.details["field"] == "parent_id"
 
 
 async def test_a_parent_of_the_wrong_kind_bears_nothing(identity: Running) -> None:
     session = await identity.sign_up()
     family = await identity.family(session)
+    creations: dict[str, Message] = {
+        "CreateWorkspace": pb.CreateWorkspaceRequest(organization_id=family.workspace_id, name="x", request_id=fresh()),
+        "CreateAgentGroup": pb.CreateAgentGroupRequest(
+            workspace_id=family.organization_id, name="x", request_id=fresh()
+        ),
+        "CreateAgent": pb.CreateAgentRequest(agent_group_id=family.workspace_id, name="x", request_id=fresh()),
+    }
     with acting(await identity.caller_of(session)):
-        for rpc, request in (
-            (
-                identity.directory.CreateWorkspace,
-                pb.CreateWorkspaceRequest(organization_id=family.workspace_id, name="x", request_id=fresh()),
-            ),
-            (
-                identity.directory.CreateAgentGroup,
-                pb.CreateAgentGroupRequest(workspace_id=family.organization_id, name="x", request_id=fresh()),
-            ),
-            (
-                identity.directory.CreateAgent,
-                pb.CreateAgentRequest(agent_group_id=family.workspace_id, name="x", request_id=fresh()),
-            ),
-        ):
+        for name, request in creations.items():
             with pytest.raises(NotFound):
-                await call(rpc, request)
+                await call(_rpc(identity, name), request)
 
 
 async def test_an_agent_is_suspended_and_resumed(identity: Running) -> None:
@@ -246,11 +229,8 @@ def _reads(family: Family) -> dict[str, Message]:
     }
 
 
-def _rpc_of(identity: Running) -> Callable[[str], asyncio.Future[Message]]:
-    def find(name: str) -> asyncio.Future[Message]:
-        return getattr(identity.directory, name, None) or getattr(identity.keys, name)
-
-    return find
+def _rpc(identity: Running, name: str) -> Any:
+    return getattr(identity.directory, name, None) or getattr(identity.keys, name)
 
 
 async def test_an_outsider_finds_nothing(identity: Running) -> None:
@@ -258,11 +238,10 @@ async def test_an_outsider_finds_nothing(identity: Running) -> None:
     family = await identity.family(session)
     issued = await identity.issue(session, family.agent_id)
     await identity.organization(outsider)
-    rpc_of = _rpc_of(identity)
     with acting(await identity.caller_of(outsider)):
         for name, request in (_mutations(family, issued.api_key.id) | _reads(family)).items():
             with pytest.raises(NotFound):
-                await call(rpc_of(name), request)
+                await call(_rpc(identity, name), request)
 
 
 async def test_a_viewer_reads_and_changes_nothing(house: House, identity: Running) -> None:
@@ -275,13 +254,12 @@ async def test_a_viewer_reads_and_changes_nothing(house: House, identity: Runnin
             viewer.person.id,
             family.organization_id,
         )
-    rpc_of = _rpc_of(identity)
     with acting(await identity.caller_of(viewer)):
         for name, request in _reads(family).items():
-            await call(rpc_of(name), request)
+            await call(_rpc(identity, name), request)
         for name, request in _mutations(family, issued.api_key.id).items():
             with pytest.raises(PermissionDenied):
-                await call(rpc_of(name), request)
+                await call(_rpc(identity, name), request)
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,7 @@ async def test_a_restart_keeps_the_key_and_tells_a_forgetful_ledger(house: House
         before = identity.parts.keys.signer().key_id
     async with identity_running(house) as identity:
         assert identity.parts.keys.signer().key_id == before
-        async with asyncio.timeout(5):
-            while set(identity.ledger.keys) != {before}:
-                await asyncio.sleep(0.02)
+        await identity.ledger.told(before)
 
 
 async def test_the_published_keys_verify_what_was_signed(house: House) -> None:
@@ -97,7 +95,7 @@ async def test_a_private_key_rests_sealed(house: House) -> None:
         pass
     async with as_owner(house) as owner:
         sealed = await owner.fetchval("SELECT sealed_private_key FROM signing_keys")
-    assert sealed.startswith(b"MS1")
+    assert (sealed or b"").startswith(b"MS1")
 
 
 async def test_another_sealing_key_is_told_by_the_settings_name(house: House, tmp_path: Path) -> None:

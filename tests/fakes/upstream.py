@@ -1,0 +1,160 @@
+"""An OpenAI-compatible provider of its own: `python tests/fakes/upstream.py --port N --bill FILE`.
+
+It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
+answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
+`fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`, `pause_ms=20`,
+`clean-eof` (no [DONE] and no finish). An error echoes the key that it was sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+WORDS = 8
+
+
+class FakeUpstream:
+    """The provider and its bill."""
+
+    def __init__(self, bill: Path, orders: str = "") -> None:
+        self.bill = bill
+        self.orders = orders
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_get("/health", self.health)
+        return app
+
+    async def health(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
+        status = int(orders.get("status", "200"))
+        answer = Answer(body, orders)
+        self._write_down(request, answer, billed=status < 400)
+        await asyncio.sleep(int(orders.get("latency_ms", "0")) / 1000)
+        if status >= 400:
+            key = request.headers.get("authorization", "")
+            error = {"message": f"refused {key}", "type": "fake", "param": None, "code": "as_ordered"}
+            return web.json_response({"error": error}, status=status, headers={"retry-after": "7"})
+        if not body.get("stream"):
+            if "die" in orders:
+                _cut(request)
+            return web.json_response(answer.whole())
+        return await self._stream(request, answer)
+
+    async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        pause_seconds = int(answer.orders.get("pause_ms", "0")) / 1000
+        for number, event in enumerate(answer.events()):
+            if str(number) == answer.orders.get("die"):
+                _cut(request)
+                return response
+            await response.write(f"data: {event}\n\n".encode())
+            await asyncio.sleep(pause_seconds)
+        if "clean-eof" not in answer.orders:
+            await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    def _write_down(self, request: web.Request, answer: Answer, *, billed: bool) -> None:
+        line = {
+            "request_id": request.headers.get("x-request-id"),
+            "model": answer.body["model"],
+            "prompt_tokens": answer.prompt_tokens if billed else 0,
+            "completion_tokens": answer.completion_tokens if billed else 0,
+            "key_end": request.headers.get("authorization", "")[-6:],
+            "body": answer.body,
+        }
+        opened = os.open(self.bill, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(opened, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(opened)
+
+
+class Answer:
+    """What the provider says to one request."""
+
+    def __init__(self, body: dict[str, Any], orders: dict[str, str]) -> None:
+        self.body = body
+        self.orders = orders
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
+        self.words = [f"word{number}" for number in range(min(int(orders.get("words", WORDS)), limit))]
+        texts = [str(message.get("content") or "") for message in body["messages"]]
+        self.prompt_tokens = sum(len(text.split()) for text in texts)
+        self.completion_tokens = len(self.words) * int(body.get("n") or 1)
+
+    def usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": int(self.orders.get("cached", "0"))},
+        }
+
+    def head(self, kind: str) -> dict[str, Any]:
+        return {"id": "chatcmpl-fake", "object": kind, "created": 1_750_000_000, "model": self.body["model"]}
+
+    def whole(self) -> dict[str, Any]:
+        message = {"role": "assistant", "content": " ".join(self.words)}
+        if "tools" in self.body:
+            function = {"name": self.body["tools"][0]["function"]["name"], "arguments": "{}"}
+            message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}  # fmt: skip  # noqa: E501
+        choices = [
+            {"index": index, "message": message, "finish_reason": "stop"}
+            for index in range(int(self.body.get("n") or 1))
+        ]
+        answer = {**self.head("chat.completion"), "choices": choices}
+        return answer if self.orders.get("usage") == "missing" else {**answer, "usage": self.usage()}
+
+    def events(self) -> list[str]:
+        head = self.head("chat.completion.chunk")
+        choices: list[dict[str, Any]] = [{"index": 0, "delta": {"role": "assistant", "content": ""}}]
+        choices += [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None} for word in self.words]
+        if "clean-eof" not in self.orders:
+            choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+        events = [json.dumps({**head, "choices": [choice], "usage": None}) for choice in choices]
+        wanted = (self.body.get("stream_options") or {}).get("include_usage")
+        if wanted and self.orders.get("usage") != "missing":
+            events.append(json.dumps({**head, "choices": [], "usage": self.usage()}))
+        return events
+
+
+def orders_of(*texts: str) -> dict[str, str]:
+    """Read `name:order=value;order` texts."""
+    orders: dict[str, str] = {}
+    for text in texts:
+        for part in filter(None, text.partition(":")[2].split(";")):
+            name, _, value = part.partition("=")
+            orders[name] = value
+    return orders
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--bill", type=Path, required=True)
+    parser.add_argument("--orders", default="", help="orders for every call, such as :latency_ms=20")
+    arguments = parser.parse_args()
+    web.run_app(FakeUpstream(arguments.bill, arguments.orders).app(), host="127.0.0.1", port=arguments.port, print=None)
+
+
+if __name__ == "__main__":
+    main()
