@@ -137,7 +137,7 @@ class Completions:
             raise failures.cut() from None
 
     async def _whole(self, passage: Passage, call: Call, exchange: Exchange, client: Client) -> Reply:
-        body = await exchange.body()
+        body = await _body_of(exchange)
         passage.answered()
         ending = Ending(exchange.status, of_openai_body(body), counted_tokens=None, complete=True)
         settled = await passage.settle(ending, client_gone=client.gone())
@@ -168,6 +168,16 @@ class Completions:
             return
         wanted = relay.transcript.usage_chunk if call.chat.usage_wanted else None
         await client.write(receipt.at_end(wanted, settled))
+
+
+async def _body_of(exchange: Exchange) -> bytes:
+    """Read a whole answer; what is left of an error that broke off is nothing, but an error all the same."""
+    try:
+        return await exchange.body()
+    except BrokenOff:
+        if exchange.status < FIRST_ERROR_STATUS:
+            raise
+        return b""
 
 
 def _place(admitted: Admitted, agent: Agent) -> Place:

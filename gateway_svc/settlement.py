@@ -46,7 +46,7 @@ class Settlement:
 
 def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone: bool) -> Settlement:
     """Settle on the provider's own figures, else on our count, else on all that was held; an error costs nothing."""
-    if ending.status >= FIRST_ERROR_STATUS:
+    if ending.complete and ending.status >= FIRST_ERROR_STATUS:
         return Settlement(
             ending.usage or NOTHING, estimated=False, outcome=Outcome.UPSTREAM_ERROR, http_status=ending.status
         )

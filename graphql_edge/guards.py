@@ -111,12 +111,17 @@ def check(document: DocumentNode) -> Refused | bool:
             # Fragments that no operation uses are validated too.
             if isinstance(definition, OperationDefinitionNode | FragmentDefinitionNode):
                 walk.directives += len(definition.directives or ())
-                walk.level([definition.selection_set], 1, DEPTH_MAX)
+                walk.level([definition.selection_set], 1, _depth_max(definition))
     except _TooMuch as refusal:
         return Refused(refusal.code, str(refusal))
     except RecursionError:
         return Refused("DOCUMENT_TOO_DEEP", "the document nests too deeply")
     return walk.introspects
+
+
+def _depth_max(definition: OperationDefinitionNode | FragmentDefinitionNode) -> int:
+    describes = isinstance(definition, FragmentDefinitionNode) and definition.type_condition.name.value.startswith("__")
+    return INTROSPECTION_DEPTH_MAX if describes else DEPTH_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Time as a dependency, so that tests can set it. Durations come from the event loop, money's time from the database."""
+"""Time as a dependency, so that tests can set it; durations come from the loop, and money's time from PostgreSQL."""
 
 from __future__ import annotations
 

@@ -108,9 +108,7 @@ async def connect(
         await database.close()
 
 
-async def _wait_for_pool(
-    dsn: Secret, size_min: int, size_max: int, server_settings: dict[str, str]
-) -> asyncpg.Pool:
+async def _wait_for_pool(dsn: Secret, size_min: int, size_max: int, server_settings: dict[str, str]) -> asyncpg.Pool:
     patience = asyncio.get_running_loop().time() + START_SECONDS_MAX
     while True:
         try:

@@ -34,7 +34,11 @@ class Certificates:
             seen = now
             return self._configuration()
 
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, require_client_authentication=True)
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(),
+            fetch,  # pyright: ignore[reportArgumentType]  # the stubs forget that it may return None
+            require_client_authentication=True,
+        )
 
     def client(self) -> grpc.ChannelCredentials:
         """Return credentials that present this service's certificate."""

@@ -12,6 +12,7 @@ from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.errors import identified
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
+from mesh.accepting import Acceptor
 from mesh.settings import Runtime
 from mesh.telemetry import logs
 
@@ -59,6 +60,7 @@ class HttpServer:
             max_field_size=HEADER_BYTES_MAX,
         )
         self._drained = asyncio.Event()
+        self._acceptor: Acceptor | None = None
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -69,13 +71,19 @@ class HttpServer:
         """Begin to accept."""
         await self._runner.setup()
         if self._runtime.http_fd is not None:
-            shared = socket.socket(fileno=self._runtime.http_fd)
-            await web.SockSite(self._runner, shared, backlog=BACKLOG).start()
+            self._acceptor = Acceptor(socket.socket(fileno=self._runtime.http_fd), self._protocol)
+            self._acceptor.start()
         else:
             await web.TCPSite(self._runner, self._runtime.host, self._runtime.gateway_port, backlog=BACKLOG).start()
         log.event("http.ready", port=self._runner.addresses[0][1] if self._runner.addresses else 0)
 
+    def _protocol(self) -> asyncio.Protocol:
+        assert self._runner.server is not None  # noqa: S101  # set up before anything is accepted
+        return self._runner.server()
+
     async def drain(self) -> None:
         """Accept no more and wait for open completions, at most the drain time."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
         await self._runner.cleanup()
         self._drained.set()

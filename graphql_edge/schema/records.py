@@ -26,7 +26,7 @@ class Entry:
     account: str
     amount_micros: Micros
     kind: str
-    idempotency_key: str
+    request_id: str
     time: datetime
 
 
@@ -89,7 +89,7 @@ def entry_of(message: pb.Entry) -> Entry:
         account=message.account,
         amount_micros=Micros(message.amount_micros),
         kind=message.kind,
-        idempotency_key=message.request_id,
+        request_id=message.request_id,
         time=time_of(message.time),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from mesh import deadline
 from mesh.chain import Call
@@ -15,7 +16,7 @@ UNARY_MS_MAX = 30_000
 @asynccontextmanager
 async def step(call: Call) -> AsyncGenerator[None]:
     """Bound the handler by the client's deadline, and a unary one by 30 s in any case."""
-    left_seconds = call.context.time_remaining()
+    left_seconds = cast("float | None", call.context.time_remaining())  # the stubs forget the call without a deadline
     if call.streaming and left_seconds is None:
         yield
         return

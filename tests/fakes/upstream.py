@@ -2,8 +2,8 @@
 
 It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
 answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
-`fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`, `pause_ms=20`,
-`clean-eof` (no [DONE] and no finish). An error echoes the key that it was sent.
+`fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`,
+`pause_ms=20`, `clean-eof` (no [DONE] and no finish). An error echoes the key that it was sent.
 """
 
 from __future__ import annotations
@@ -108,14 +108,13 @@ class Answer:
         return {"id": "chatcmpl-fake", "object": kind, "created": 1_750_000_000, "model": self.body["model"]}
 
     def whole(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": " ".join(self.words)}
+        message: dict[str, Any] = {"role": "assistant", "content": " ".join(self.words)}
         if "tools" in self.body:
             function = {"name": self.body["tools"][0]["function"]["name"], "arguments": "{}"}
-            message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}  # fmt: skip  # noqa: E501
-        choices = [
-            {"index": index, "message": message, "finish_reason": "stop"}
-            for index in range(int(self.body.get("n") or 1))
-        ]
+            calls = [{"id": "call_1", "type": "function", "function": function}]
+            message = {"role": "assistant", "content": None, "tool_calls": calls}
+        count = int(self.body.get("n") or 1)
+        choices = [{"index": index, "message": message, "finish_reason": "stop"} for index in range(count)]
         answer = {**self.head("chat.completion"), "choices": choices}
         return answer if self.orders.get("usage") == "missing" else {**answer, "usage": self.usage()}
 

@@ -117,8 +117,8 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
             "id"
         ],
         "credential_id": mesh.mutate(
-            "addProviderCredential", "AddProviderCredentialInput", secret, "credential { id }", tenant.token
-        )["credential"]["id"],
+            "addProviderCredential", "AddProviderCredentialInput", secret, "providerCredential { id }", tenant.token
+        )["providerCredential"]["id"],
     }
     return made | {
         "organization_id": tenant.organization_id,

@@ -58,6 +58,7 @@ async def test_of_400_callers_exactly_the_137_that_can_pay_are_served(mesh: Mesh
             )
         except openai.APIStatusError as error:
             refused[error.status_code, str(error.code)] += 1
+            instances[error.response.headers["x-mandate-instance"]] += 1
             return
         served.append(answer.headers["x-request-id"])
         instances[answer.headers["x-mandate-instance"]] += 1
@@ -68,7 +69,7 @@ async def test_of_400_callers_exactly_the_137_that_can_pay_are_served(mesh: Mesh
     assert len(served) == 137, refused
     assert set(refused) <= {(402, "insufficient_quota"), (429, "budget_in_flight")}
     assert sum(refused.values()) == 400 - 137
-    assert len(instances) == 2, "both gateway processes must have served"
+    assert min(instances[f"gateway-{replica}"] for replica in (0, 1)) >= 40, instances  # both took their share
     assert mesh.wallet(tenant) == {"settledMicros": 0, "heldMicros": 0, "availableMicros": 0}
     found = entries(mesh, tenant)
     assert sum(int(entry["amountMicros"]) for entry in found) == 0

@@ -18,7 +18,7 @@ from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway
 from tests.services.identity_running import fresh
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
-FLAT = {**HELLO, "model": "mock-flat"}
+FLAT: dict[str, Any] = {**HELLO, "model": "mock-flat"}
 HELLO_MICROS = 3 * 100 + 16 * 200
 PURCHASED = 1_000_000_000
 

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_svc import bounds
+from gateway_svc.bounds import Bound, Model, bound, upstream_body
+from gateway_svc.chat import ChatRequest, parse
+from gateway_svc.policies import ANYTHING, Policy, Rate, policy
+from mesh.errors import InvalidArgument
+
+GPT = Model("openai", "gpt-4.1", 100_000, 8_000)
+REASONING = Model("openai", "o3", 100_000, 8_000)
+MOCK = Model("mock", "mock-model", 1_000_000, 100_000)
+HELLO: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return parse(orjson.dumps({**HELLO, **fields}))
+
+
+def limited(*, per_request: int | None = None, tpm: int | None = None) -> Policy:
+    return policy(None, per_request, Rate("org_1", None, tpm))
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule", "wanted"),
+    [
+        ({}, ANYTHING, 4_096),
+        ({"max_tokens": 10}, ANYTHING, 10),
+        ({"max_completion_tokens": 10}, ANYTHING, 10),
+        ({"max_tokens": 10, "max_completion_tokens": 9}, ANYTHING, 9),
+        ({"max_tokens": 9_000}, ANYTHING, 8_000),
+        ({"max_tokens": 5_000}, ANYTHING, 5_000),
+        ({"max_tokens": 5_000}, limited(per_request=100), 100),
+        ({"max_tokens": 5_000, "n": 4}, limited(per_request=100), 25),
+        ({"max_tokens": 5_000}, limited(tpm=1), 1),
+    ],
+)
+def test_the_output_is_the_least_of_client_model_and_policy(fields: Any, rule: Policy, wanted: int) -> None:
+    assert bound(chat(**fields), GPT, rule, clamp=True).output_tokens_wanted == wanted
+
+
+def test_a_clamp_goes_down_to_16_tokens_and_no_further() -> None:
+    assert bound(chat(max_tokens=100), GPT, ANYTHING, clamp=True).output_tokens_min == 16
+    assert bound(chat(max_tokens=5), GPT, ANYTHING, clamp=True).output_tokens_min == 5
+    assert bound(chat(max_tokens=100), GPT, ANYTHING, clamp=False).output_tokens_min == 100
+
+
+def test_choices_multiply_what_a_request_can_come_to() -> None:
+    assert Bound(10, 100, 16, 3).tokens == 310
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_the_input_bound_is_never_below_the_bytes_of_the_text(texts: list[str]) -> None:
+    request = chat(messages=[{"role": "user", "content": text} for text in texts])
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    assert bounds.input_bound(request, GPT) >= size + len(texts) * bounds.MESSAGE_TOKENS
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_the_mock_counts_a_token_for_every_four_bytes(texts: list[str]) -> None:
+    request = chat(messages=[{"role": "user", "content": text} for text in texts])
+    size = sum(len(text.encode()) for text in texts)
+    assert bounds.input_bound(request, MOCK) == (size + 3) // 4
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+        {"some_new_field": 1},
+    ],
+)
+def test_what_cannot_be_counted_is_bounded_by_the_context_window(fields: Any) -> None:
+    assert bounds.input_bound(chat(**fields), GPT) == GPT.context_tokens
+
+
+def test_what_cannot_be_counted_is_refused_where_no_window_is_known() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        bounds.input_bound(chat(some_new_field=1), Model("openai", "x", 0, 10))
+    assert raised.value.reason == "UNBOUNDED_REQUEST"
+
+
+def test_text_that_may_pass_the_window_is_refused() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        bounds.input_bound(chat(messages=[{"role": "user", "content": "x" * 100_001}]), GPT)
+    assert raised.value.reason == "CONTEXT_LENGTH_EXCEEDED"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"web_search_options": {}},
+        {"audio": {"voice": "alloy"}},
+        {"modalities": ["text", "audio"]},
+        {"prediction": {"type": "content", "content": "x"}},
+        {"service_tier": "priority"},
+        {"tools": [{"type": "web_search"}]},
+    ],
+)
+def test_what_no_price_covers_is_refused(fields: Any) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        bound(chat(**fields), GPT, ANYTHING, clamp=True)
+    assert raised.value.reason == "UNPRICED_FIELD"
+
+
+def test_tools_count_with_their_bytes() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d" * 1000}}
+    assert bounds.input_bound(chat(tools=[tool]), GPT) - bounds.input_bound(chat(), GPT) >= 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "name"),
+    [
+        ({}, GPT, "max_tokens"),
+        ({"max_tokens": 99}, GPT, "max_tokens"),
+        ({"max_completion_tokens": 99}, GPT, "max_completion_tokens"),
+        ({"max_tokens": 99, "max_completion_tokens": 98}, GPT, "max_completion_tokens"),
+        ({"max_tokens": 99}, REASONING, "max_completion_tokens"),
+    ],
+)
+def test_the_limit_goes_upstream_under_one_name(fields: Any, model: Model, name: str) -> None:
+    body = upstream_body(chat(**fields), model, 50)
+    assert {key: body[key] for key in ("max_tokens", "max_completion_tokens") if key in body} == {name: 50}
+
+
+def test_usage_is_always_asked_for_in_a_stream() -> None:
+    body = upstream_body(chat(stream=True, stream_options={"include_obfuscation": False}), GPT, 50)
+    assert body["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert "stream_options" not in upstream_body(chat(), GPT, 50)
