@@ -17,6 +17,7 @@ from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
 from gateway_svc.providers import Provider
+from gateway_svc.providers.anthropic import Anthropic
 from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
 from gateway_svc.providers.upstream import Upstream
@@ -80,7 +81,11 @@ async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
     operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False)
     tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True)
     try:
-        yield {"mock": Mock(settings.mock_bill_file), "openai": OpenAI(operators, tenants, settings.openai_base_url)}
+        yield {
+            "mock": Mock(settings.mock_bill_file),
+            "openai": OpenAI(operators, tenants, settings.openai_base_url),
+            "anthropic": Anthropic(operators, tenants, settings.anthropic_base_url),
+        }
     finally:
         await operators.close()
         await tenants.close()

@@ -22,7 +22,7 @@ OUTPUT_TOKENS_LEAST = 16  # fewer are of no use to a caller that takes a clamp
 MESSAGE_TOKENS = 16  # what a provider's template adds to each message, with room
 TOOL_TOKENS = 32
 REQUEST_TOKENS = 64
-TOOL_USE_TOKENS = 1_024  # Anthropic adds a system prompt of its own, up to 700 tokens, when there are tools
+SYSTEM_TOKENS = 1_024  # Anthropic adds a prompt of its own, up to 700 tokens, for tools and for formats
 MOCK_PROVIDER = "mock"
 MOCK_BYTES_PER_TOKEN = 4
 COMPLETION_TOKENS_ONLY = re.compile(r"^(o[1-9]|gpt-[5-9])")  # models that refuse `max_tokens`
@@ -202,6 +202,6 @@ def _bytes_bound(chat: ChatRequest, provider: str) -> int:
     for name, value in chat.document.items():
         if value is not None and FIELDS[name] is BYTES:
             tokens += len(orjson.dumps(value)) + (TOOL_TOKENS * len(value) if isinstance(value, list) else 0)
-            if provider != "openai" and name in ("tools", "functions"):
-                tokens += TOOL_USE_TOKENS
+            if provider != "openai":
+                tokens += SYSTEM_TOKENS
     return tokens

@@ -12,12 +12,13 @@ from mandate.identity.v1 import directory_pb2, directory_pb2_grpc
 from mesh import client, ids, paging
 from mesh.chain import Context
 from mesh.db import Connection, Database
-from mesh.errors import FailedPrecondition, NotFound
+from mesh.errors import FailedPrecondition, NotFound, invalid
 from mesh.idempotency import once
 from mesh.server import Registration
 
 PEPPER = b"policies hold no secrets"
 NODES = (ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
+TARGETS = (ids.Kind.ORGANIZATION, *NODES)
 
 
 class Policies(rpc.PolicyServiceServicer):
@@ -28,6 +29,8 @@ class Policies(rpc.PolicyServiceServicer):
         self._resolve = resolve
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: Context) -> pb.Policy:
+        if ids.kind_of(request.target_id) not in TARGETS:
+            raise invalid("target_id", "must be an organization, workspace, agent group or agent")
         name, terms = checked_name(request.name), checked_terms(wire.terms_of(request))
         organization_id = await self._resolve(request.target_id)
         if organization_id is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from graphql import (
     DocumentNode,
+    FieldNode,
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
@@ -25,6 +26,7 @@ BYTES_MAX = 16_384
 TOKENS_MAX = 1_000
 ERRORS_MAX = 10
 REMEMBERED_MAX = 256
+PUBLIC = frozenset({"signUp", "logIn"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Documents:
         self._hide_suggestions = hide_suggestions
         self._weights = weights_of(schema)
         self._known: OrderedDict[str, Accepted] = OrderedDict()
+
+    @property
+    def remembered(self) -> int:
+        """Return how many documents are remembered."""
+        return len(self._known)
 
     def admit(self, text: str) -> Accepted | Invalid | Refused:
         """Parse, guard and validate a document."""
@@ -106,9 +113,12 @@ def weights_of(schema: GraphQLSchema) -> Weights:
     return Weights(frozenset(calls), sizes)
 
 
-def is_mutation(operation: OperationDefinitionNode) -> bool:
-    """Return whether an operation changes something."""
-    return operation.operation is OperationType.MUTATION
+def is_public(operation: OperationDefinitionNode) -> bool:
+    """Return whether an operation does nothing but begin a session, for which nobody need be logged in."""
+    fields = operation.selection_set.selections
+    return operation.operation is OperationType.MUTATION and all(
+        isinstance(node, FieldNode) and node.name.value in PUBLIC for node in fields
+    )
 
 
 def _has_resolver(described: GraphQLField) -> bool:

@@ -12,7 +12,7 @@ from graphql import ExecutionResult, GraphQLError, OperationDefinitionNode, exec
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext as StrawberryExecutor
 
 from graphql_edge import guards
-from graphql_edge.documents import Accepted, Documents, Invalid
+from graphql_edge.documents import Accepted, Documents, Invalid, is_public
 from graphql_edge.guards import Refused
 from graphql_edge.operation import Operation, is_retryable
 from graphql_edge.schema.errors import named
@@ -62,12 +62,16 @@ class Engine:
             case Invalid(errors):
                 return Answer(400, {"errors": [_told(error, operation) for error in errors]}, well_formed=True)
             case Accepted():
-                pass
+                return await self._select(admitted, request, operation)
             case _:
                 assert_never(admitted)
+
+    async def _select(self, admitted: Accepted, request: Request, operation: Operation) -> Answer:
         selected = admitted.operation(request.operation_name)
         if selected is None:
             return refusal(400, "UNKNOWN_OPERATION", "operationName must name one operation of the document", operation)
+        if operation.forged and not is_public(selected):
+            return refusal(403, "CSRF_REFUSED", operation.forged, operation)
         points = self.documents.points(admitted, selected, request.variables)
         if points > guards.POINTS_MAX:
             message = f"the operation may cost {points} points, {guards.POINTS_MAX} at most"
@@ -77,8 +81,7 @@ class Engine:
                 async with asyncio.timeout((self.operation_ms + GRACE_MS) / 1000):
                     return await self._run(admitted, selected, request, operation, points)
         except TimeoutError:
-            late = DeadlineExceeded("DEADLINE_EXCEEDED", "the operation took longer than it may")
-            return failure(late, operation)
+            return failure(DeadlineExceeded("DEADLINE_EXCEEDED", "the operation took longer than it may"), operation)
 
     async def _run(
         self,
@@ -142,7 +145,7 @@ def _told(error: GraphQLError, operation: Operation) -> dict[str, Any]:
         told["extensions"] = _extensions(cause, operation)
         return told
     code = "BAD_REQUEST"
-    if cause is not None:
+    if cause is not None and not isinstance(cause, GraphQLError):  # a scalar's own word on a bad value is no bug
         log.error("graphql.bug", cause, request_id=operation.request_id, path=told.get("path"))
         code, told["message"] = "INTERNAL", f"something broke; it is logged under {operation.request_id}"
     told["extensions"] = {"code": code, "requestId": operation.request_id, "retryable": False}

@@ -124,7 +124,7 @@ class Edge:
         presented = self.sessions.presented(request.headers, request.cookies)
         match presented:
             case Forged(message):
-                return refusal(403, "CSRF_REFUSED", message, operation)
+                operation.forged = message
             case Presented(token):
                 operation.access_token = token
             case Anonymous():

@@ -36,7 +36,8 @@ class Session:
 class Operation:
     """What the resolvers of one operation share.
 
-    `calls` counts RPCs; `began` is the login that the answer's cookie shall hold; `ended` says that it shall go.
+    `calls` counts RPCs; `began` is the login that the answer's cookie shall hold and `ended` says that it shall go;
+    `forged` says why a cookie that came along was not taken.
     """
 
     stubs: Stubs
@@ -46,6 +47,7 @@ class Operation:
     calls: int = 0
     began: Session | None = None
     ended: bool = False
+    forged: str = ""
 
     async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
         """Make one call for the person behind the operation; a MeshError's details name the service that raised it."""

@@ -53,7 +53,7 @@ async def run(runtime: Runtime, settings: EdgeSettings) -> None:
     logs.configure(SERVICE, runtime)
     traces.configure(SERVICE, runtime.otlp_endpoint, runtime.replica)
     stop = stop_signal()
-    public, own = _public_socket(runtime), _bound(runtime.host, ports.metrics_port(SERVICE, runtime))
+    public, own = _public_socket(runtime), bound(runtime.host, ports.metrics_port(SERVICE, runtime))
     async with stubs.connect(stubs.addresses(runtime), Certificates(runtime.tls, SERVICE)) as over:
         edge = build(runtime, settings, over)
         async with (
@@ -70,10 +70,11 @@ def _public_socket(runtime: Runtime) -> socket.socket:
     """Return the socket that was inherited, else one of our own."""
     if runtime.http_fd is not None:
         return socket.socket(fileno=runtime.http_fd)
-    return _bound(runtime.host, runtime.edge_port)
+    return bound(runtime.host, runtime.edge_port)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """Bind an address; OSError when it can't be had."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     found = socket.socket(family, kind, protocol)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,7 +19,6 @@ from mesh.telemetry import logs
 from vault_svc import credentials, store, wire
 from vault_svc.tenants import TenantKeys
 
-TABLE, PURPOSE = "credentials", "provider-secret"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 log = logs.get(__name__)
@@ -41,7 +40,7 @@ class CredentialService(rpc.CredentialServiceServicer):
 
         async def add(tx: Connection) -> pb.Credential:
             new_id = ids.new(ids.Kind.CREDENTIAL)
-            sealed = key.seal(offered.secret, (TABLE, new_id, PURPOSE))
+            sealed = key.seal(offered.secret, _record(new_id, provider=offered.provider, base_url=offered.base_url))
             new = store.NewCredential(new_id, key.organization_id, offered, sealed, key.version, actor)
             return wire.credential(await store.add_credential(tx, new))
 
@@ -75,7 +74,7 @@ class CredentialService(rpc.CredentialServiceServicer):
         if found is None:
             return pb.OpenCredentialResponse(lease_ms=self._lease_ms)
         key = await self._keys.opened(found.key)
-        secret = key.open(found.sealed, (TABLE, found.id, PURPOSE))
+        secret = key.open(found.sealed, _record(found.id, provider=provider, base_url=found.base_url))
         return wire.lease(found, secret, self._lease_ms)
 
     async def _once(
@@ -117,6 +116,11 @@ def resolver(db: Database) -> ScopeResolver:
                 return None
 
     return resolve
+
+
+def _record(credential_id: str, *, provider: str, base_url: str) -> tuple[str, ...]:
+    """Return what a sealed secret is bound to; with the address in it, no edited row sends the secret elsewhere."""
+    return ("credentials", credential_id, "provider-secret", provider, base_url)
 
 
 async def _organization_of(db: Database, credential_id: str) -> str:

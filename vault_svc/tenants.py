@@ -34,18 +34,18 @@ class TenantKey:
     version: int
     key: bytes = field(repr=False)
 
-    def seal(self, secret: Secret, record: tuple[str, str, str]) -> bytes:
-        """Seal a secret so that it opens under this key, in this record (table, row, purpose), and nowhere else."""
+    def seal(self, secret: Secret, record: tuple[str, ...]) -> bytes:
+        """Seal a secret so that it opens under this key, in this record (table, row, purpose, …) alone."""
         return sealing.seal(self.key, secret.reveal().encode(), self._binding(record))
 
-    def open(self, sealed: bytes, record: tuple[str, str, str]) -> Secret:
+    def open(self, sealed: bytes, record: tuple[str, ...]) -> Secret:
         """Open what `seal` made; Internal when it was altered or moved."""
         try:
             return Secret(sealing.unseal(self.key, sealed, self._binding(record)).decode())
         except sealing.BrokenSeal:
             raise broken_seal() from None
 
-    def _binding(self, record: tuple[str, str, str]) -> tuple[str, ...]:
+    def _binding(self, record: tuple[str, ...]) -> tuple[str, ...]:
         return (self.organization_id, *record, f"{self.organization_id}/{self.version}")
 
 

@@ -18,7 +18,7 @@ CONNECT_SECONDS_MAX = 5
 KEEPALIVE_SECONDS = 4  # below the 5 s after which common servers close: a request on a closing connection is ambiguous
 CONNECTIONS_MAX = 2_000
 BODY_BYTES_MAX = 32 * 1024 * 1024
-CHUNK_BYTES = 64 * 1024
+TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))  # NAT64, RFC 6052, 8215
 
 
 class Answer(Protocol):
@@ -123,14 +123,20 @@ class PublicResolver(AbstractResolver):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is one of the open internet, seen through IPv4 mapped into IPv6."""
+    """Return whether an address is one of the open internet, as is the IPv4 address inside of an IPv6 one."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed.sixtofour or parsed
+        parsed = _inner(parsed) or parsed
     return parsed.is_global and not parsed.is_multicast
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if any(address in network for network in TRANSLATED):
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
 def _refuse_private_literal(url: str) -> None:

@@ -79,10 +79,11 @@ HARMLESS = {"a small fragment bomb", "a fragment bomb as large as is let through
 def test_an_attack_is_decided_at_once(documents: Documents, name: str) -> None:
     took_ms: list[float] = []
     for _ in range(3):  # the best of three: what else the machine does is not measured
+        forgetful = Documents(documents.schema, hide_suggestions=False)
         began = time.thread_time()
-        found = Documents.admit(Documents(documents.schema, hide_suggestions=False), ATTACKS[name])
+        found = forgetful.admit(ATTACKS[name])
         took_ms.append((time.thread_time() - began) * 1000)
-    assert isinstance(found, Accepted) == (name in HARMLESS)
+        assert isinstance(found, Accepted) == (name in HARMLESS)
     assert min(took_ms) < REFUSED_WITHIN_MS
 
 
@@ -114,7 +115,7 @@ def test_a_document_of_another_schema_is_invalid(documents: Documents) -> None:
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(guards.DEPTH_MAX, True), (guards.DEPTH_MAX + 1, False)])
-def test_depth_is_counted_to_the_level(limit: int, allowed: bool) -> None:
+def test_depth_is_counted_to_the_level(limit: int, *, allowed: bool) -> None:
     document = parse("{a" * limit + "}" * limit)
     assert isinstance(guards.check(document), bool) == allowed
 
@@ -151,4 +152,4 @@ def test_points_count_each_alias(documents: Documents) -> None:
 def test_documents_are_remembered_up_to_a_maximum(documents: Documents) -> None:
     for number in range(300):
         documents.admit(f"query Q{number} {{ me {{ id }} }}")
-    assert len(documents._known) <= 256
+    assert documents.remembered == 256

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible provider of its own: `python tests/fakes/upstream.py --port N --bill FILE`.
+"""A provider of its own that speaks OpenAI's dialect and Anthropic's, as a process: `upstream.py --port N --bill FILE`.
 
 It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
 answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
@@ -30,6 +30,7 @@ class FakeUpstream:
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/messages", self.messages)
         app.router.add_get("/health", self.health)
         return app
 
@@ -53,6 +54,28 @@ class FakeUpstream:
             return web.json_response(answer.whole())
         return await self._stream(request, answer)
 
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """Answer as Anthropic does; orders come in `metadata.user_id`."""
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str((body.get("metadata") or {}).get("user_id", "")))
+        answer = Message(body, orders)
+        status = int(orders.get("status", "200"))
+        self._write_down(request, answer, billed=status < 400)
+        if status >= 400:
+            error = {"type": "overloaded_error", "message": f"refused {request.headers.get('x-api-key')}"}
+            return web.json_response({"type": "error", "error": error}, status=status)
+        if not body.get("stream"):
+            return web.json_response(answer.whole_message())
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number, event in enumerate(answer.message_events()):
+            if str(number) == orders.get("die"):
+                _cut(request)
+                return response
+            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        await response.write_eof()
+        return response
+
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -74,7 +97,7 @@ class FakeUpstream:
             "model": answer.body["model"],
             "prompt_tokens": answer.prompt_tokens if billed else 0,
             "completion_tokens": answer.completion_tokens if billed else 0,
-            "key_end": request.headers.get("authorization", "")[-6:],
+            "key_end": (request.headers.get("authorization") or request.headers.get("x-api-key", ""))[-6:],
             "body": answer.body,
         }
         opened = os.open(self.bill, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -92,8 +115,7 @@ class Answer:
         self.orders = orders
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
         self.words = [f"word{number}" for number in range(min(int(orders.get("words", WORDS)), limit))]
-        texts = [str(message.get("content") or "") for message in body["messages"]]
-        self.prompt_tokens = sum(len(text.split()) for text in texts)
+        self.prompt_tokens = sum(words_in(message.get("content")) for message in body["messages"])
         self.completion_tokens = len(self.words) * int(body.get("n") or 1)
 
     def usage(self) -> dict[str, Any]:
@@ -129,6 +151,58 @@ class Answer:
         if wanted and self.orders.get("usage") != "missing":
             events.append(json.dumps({**head, "choices": [], "usage": self.usage()}))
         return events
+
+
+class Message(Answer):
+    """The same answer in Anthropic's dialect."""
+
+    def message_usage(self) -> dict[str, Any]:
+        cached = int(self.orders.get("cached", "0"))
+        return {
+            "input_tokens": self.prompt_tokens - cached,
+            "cache_read_input_tokens": cached,
+            "cache_creation_input_tokens": 0,
+            "output_tokens": self.completion_tokens,
+        }
+
+    def whole_message(self) -> dict[str, Any]:
+        content: list[dict[str, Any]] = [{"type": "text", "text": " ".join(self.words)}]
+        if "tools" in self.body:
+            name = self.body["tools"][0]["name"]
+            content = [{"type": "tool_use", "id": "toolu_1", "name": name, "input": {"city": "Bern"}}]
+        return {
+            "id": "msg_fake",
+            "type": "message",
+            "role": "assistant",
+            "model": self.body["model"],
+            "content": content,
+            "stop_reason": "tool_use" if "tools" in self.body else "end_turn",
+            "usage": self.message_usage(),
+        }
+
+    def message_events(self) -> list[dict[str, Any]]:
+        whole = self.whole_message()
+        start = {**whole, "content": [], "stop_reason": None, "usage": {**self.message_usage(), "output_tokens": 1}}
+        events: list[dict[str, Any]] = [{"type": "message_start", "message": start}, {"type": "ping"}]
+        if "tools" in self.body:
+            block = {**whole["content"][0], "input": {}}
+            parts = [{"type": "input_json_delta", "partial_json": part} for part in ('{"city"', ': "Bern"}')]
+        else:
+            block = {"type": "text", "text": ""}
+            parts = [{"type": "text_delta", "text": f"{word} "} for word in self.words]
+        events.append({"type": "content_block_start", "index": 0, "content_block": block})
+        events += [{"type": "content_block_delta", "index": 0, "delta": part} for part in parts]
+        events.append({"type": "content_block_stop", "index": 0})
+        usage = {"output_tokens": self.completion_tokens}
+        events.append({"type": "message_delta", "delta": {"stop_reason": whole["stop_reason"]}, "usage": usage})
+        return [*events, {"type": "message_stop"}]
+
+
+def words_in(content: Any) -> int:
+    """Count the words of a message's content, a text or a list of parts."""
+    if isinstance(content, str):
+        return len(content.split())
+    return sum(len(str(part.get("text", "")).split()) for part in content or [])
 
 
 def orders_of(*texts: str) -> dict[str, str]:

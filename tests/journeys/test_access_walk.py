@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,10 +27,11 @@ SERVICES = ("edge", "gateway", "identity", "vault", "ledger", "operator")
 
 def methods() -> Iterator[MethodDescriptor]:
     """Walk every RPC of every contract."""
-    for module in pkgutil.walk_packages(mandate.__path__, "mandate."):
-        if module.name.endswith("_pb2"):
-            for service in importlib.import_module(module.name).DESCRIPTOR.services_by_name.values():
-                yield from service.methods
+    root = Path(next(iter(mandate.__path__)))
+    for path in sorted(root.rglob("*_pb2.py")):
+        module = ".".join(("mandate", *path.relative_to(root).with_suffix("").parts))
+        for service in importlib.import_module(module).DESCRIPTOR.services_by_name.values():
+            yield from service.methods
 
 
 METHODS = list(methods())

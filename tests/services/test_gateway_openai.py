@@ -49,7 +49,7 @@ async def gateway(
     mesh: Mesh, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway")
-    settings = {"openai_api_key": Secret(PLATFORM_KEY), "openai_base_url": upstream.url}
+    settings: dict[str, Any] = {"openai_api_key": Secret(PLATFORM_KEY), "openai_base_url": upstream.url}
     async with gateway_running(mesh, folder, **settings) as running:
         yield running
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from mesh.testing import House
 from tests.conftest import RunningLedger
 from tests.fakes.cable import Cable, cable
-from tests.services.gateway_running import Mesh, gateway_running, mesh_running
+from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running, mesh_running
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
 FLAT: dict[str, Any] = {**HELLO, "model": "mock-flat"}
@@ -24,11 +25,16 @@ async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
         yield running
 
 
-def over(mesh: Mesh, **addresses: str) -> Mesh:
-    return dataclasses.replace(mesh, runtime=dataclasses.replace(mesh.runtime, **addresses))
+@asynccontextmanager
+async def through(mesh: Mesh, folder: Path, address: str) -> AsyncGenerator[tuple[Cable, RunningGateway]]:
+    """Run a gateway that reaches one of its services through a cable."""
+    async with cable(getattr(mesh.runtime, address)) as line:
+        runtime = dataclasses.replace(mesh.runtime, **{address: line.address})
+        async with gateway_running(dataclasses.replace(mesh, runtime=runtime), folder) as gateway:
+            yield line, gateway
 
 
-async def recovered(gateway: Any, tenant: Any) -> None:
+async def recovered(gateway: RunningGateway, tenant: Tenant) -> None:
     for _ in range(200):
         if (await gateway.ask(tenant, FLAT)).status == 200:
             return
@@ -38,32 +44,29 @@ async def recovered(gateway: Any, tenant: Any) -> None:
 
 async def test_without_the_ledger_nothing_is_served_and_nothing_lost(mesh: Mesh, tmp_path: Path) -> None:
     tenant = await mesh.tenant(100 * CREDIT)
-    async with cable(mesh.runtime.ledger_address) as line:
-        async with gateway_running(over(mesh, ledger_address=line.address), tmp_path) as gateway:
-            assert (await gateway.ask(tenant, FLAT)).status == 200
-            line.unplug()
-            await asyncio.sleep(3.2)  # past the lease
-            called = len(gateway.bill())
-            answer = await gateway.ask(tenant, FLAT)
-            assert (answer.status, answer.code) == (503, "accounting_unavailable")
-            assert "ledger" in (await gateway.get("/health/ready")).body.decode()
-            assert len(gateway.bill()) == called
-            line.plug()
-            await recovered(gateway, tenant)
-            await tenant.has_in_wallet(98 * CREDIT)
+    async with through(mesh, tmp_path, "ledger_address") as (line, gateway):
+        assert (await gateway.ask(tenant, FLAT)).status == 200
+        line.unplug()
+        await asyncio.sleep(3.2)  # past the lease
+        called = len(gateway.bill())
+        answer = await gateway.ask(tenant, FLAT)
+        assert (answer.status, answer.code) == (503, "accounting_unavailable")
+        assert "ledger" in (await gateway.get("/health/ready")).body.decode()
+        assert len(gateway.bill()) == called
+        line.plug()
+        await recovered(gateway, tenant)
+        await tenant.has_in_wallet(98 * CREDIT)
 
 
 async def test_a_broken_stream_charges_each_completion_once(mesh: Mesh, tmp_path: Path) -> None:
     tenant = await mesh.tenant(1_000 * CREDIT)
-    async with cable(mesh.runtime.ledger_address) as line:
-        async with gateway_running(over(mesh, ledger_address=line.address), tmp_path) as gateway:
-            asking = [
-                asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock=f"latency_ms={number * 7}"))
-                for number in range(60)
-            ]
-            await _break_again_and_again(line, times=8)
-            answers = await asyncio.gather(*asking)
-            called = len(gateway.bill())
+    async with through(mesh, tmp_path, "ledger_address") as (line, gateway):
+        asking = [
+            asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock=f"latency_ms={number * 7}")) for number in range(60)
+        ]
+        await _break_again_and_again(line, times=8)
+        answers = await asyncio.gather(*asking)
+        called = len(gateway.bill())
         assert sum(answer.status == 200 for answer in answers) == called == 60
     await tenant.has_in_wallet((1_000 - called) * CREDIT)
 
@@ -72,29 +75,27 @@ async def test_a_completion_that_ends_while_the_ledger_is_away_is_charged_when_i
     mesh: Mesh, tmp_path: Path
 ) -> None:
     tenant = await mesh.tenant(100 * CREDIT)
-    async with cable(mesh.runtime.ledger_address) as line:
-        async with gateway_running(over(mesh, ledger_address=line.address), tmp_path) as gateway:
-            asking = asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock="latency_ms=400"))
-            await asyncio.sleep(0.2)
-            line.unplug()
-            await asyncio.sleep(1)
-            assert not asking.done()
-            line.plug()
-            assert (await asking).status == 200
+    async with through(mesh, tmp_path, "ledger_address") as (line, gateway):
+        asking = asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock="latency_ms=400"))
+        await asyncio.sleep(0.2)
+        line.unplug()
+        await asyncio.sleep(1)
+        assert not asking.done()
+        line.plug()
+        assert (await asking).status == 200
     await tenant.has_in_wallet(99 * CREDIT)
 
 
 async def test_without_identity_a_known_key_is_good_for_under_a_second(mesh: Mesh, tmp_path: Path) -> None:
     tenant = await mesh.tenant(100 * CREDIT)
-    async with cable(mesh.runtime.identity_address) as line:
-        async with gateway_running(over(mesh, identity_address=line.address), tmp_path) as gateway:
-            assert (await gateway.ask(tenant, FLAT)).status == 200
-            line.unplug()
-            await asyncio.sleep(0.8)
-            answer = await gateway.ask(tenant, FLAT)
-            assert (answer.status, answer.code) == (503, "identity_unavailable")
-            line.plug()
-            await recovered(gateway, tenant)
+    async with through(mesh, tmp_path, "identity_address") as (line, gateway):
+        assert (await gateway.ask(tenant, FLAT)).status == 200
+        line.unplug()
+        await asyncio.sleep(0.8)
+        answer = await gateway.ask(tenant, FLAT)
+        assert (answer.status, answer.code) == (503, "identity_unavailable")
+        line.plug()
+        await recovered(gateway, tenant)
 
 
 async def _break_again_and_again(line: Cable, times: int) -> None:

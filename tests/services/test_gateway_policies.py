@@ -99,7 +99,7 @@ async def test_a_policy_that_makes_no_sense_is_refused(
     gateway: RunningGateway, terms: dict[str, Any], field: str
 ) -> None:
     tenant = await gateway.mesh.tenant(0)
-    fields = {"name": "limit", **terms}
+    fields: dict[str, Any] = {"name": "limit", **terms}
     request = pb.CreatePolicyRequest(target_id=tenant.family.agent_id, request_id=fresh(), **fields)
     with acting(tenant.owner), pytest.raises(InvalidArgument) as raised:
         await call(gateway.policies.CreatePolicy, request)

@@ -201,12 +201,13 @@ async def test_two_replicas_that_add_first_share_one_tenant_key(vault: Vault, or
         "UPDATE vault.credentials SET sealed = set_byte(sealed, 40, get_byte(sealed, 40) # 1) WHERE id = $1 OR id = $2",
         "UPDATE vault.credentials SET sealed = substr(sealed, 1, 20) WHERE id = $1 OR id = $2",
         "UPDATE vault.credentials AS a SET sealed = b.sealed FROM vault.credentials AS b WHERE a.id = $1 AND b.id = $2",
+        "UPDATE vault.credentials SET base_url = 'https://thief.example' WHERE id = $1 OR id = $2",
         (
             "UPDATE vault.credentials AS a SET organization_id = b.organization_id FROM vault.credentials AS b"
             " WHERE b.id = $1 AND a.id = $2"
         ),
     ],
-    ids=["bit flip", "cut", "row swap", "tenant swap"],
+    ids=["bit flip", "cut", "row swap", "other address", "tenant swap"],
 )
 async def test_what_was_altered_or_moved_in_the_database_does_not_open(
     vault: Vault, issuer: TestIssuer, organization_id: str, tampering: str
@@ -219,6 +220,16 @@ async def test_what_was_altered_or_moved_in_the_database_does_not_open(
     with pytest.raises(Internal) as broken:
         await opened(vault, organization_id)
     assert broken.value.reason == "SEAL_BROKEN"
+
+
+async def test_a_secret_does_not_open_for_another_provider(
+    vault: Vault, issuer: TestIssuer, organization_id: str
+) -> None:
+    with caller.acting(issuer.person(**{organization_id: "owner"})):
+        added = await add(vault, organization_id)
+    await vault.owner.execute("UPDATE vault.credentials SET provider = 'anthropic' WHERE id = $1", added.id)
+    with pytest.raises(Internal):
+        await opened(vault, organization_id, "anthropic")
 
 
 async def test_a_tenant_key_is_kept_open_for_a_minute(vault: Vault, organization_id: str) -> None:
