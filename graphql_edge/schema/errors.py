@@ -19,6 +19,7 @@ REFUSALS = frozenset(
 # Where the contracts name a field otherwise than the schema does.
 NAMES = {
     "request_id": "idempotencyKey",
+    "purchase_request_id": "purchaseIdempotencyKey",
     "target_id": "target",
     "amount_micros": "micros",
     "page_size": "first",

@@ -25,7 +25,7 @@ class Wallet:
 
 @strawberry.type
 class Transfer:
-    """One append-only row: an amount, always above 0, from one account to another."""
+    """One append-only row: an amount, always above 0, from one account to another; `requestId` is what it was posted under."""
 
     id: strawberry.ID
     seq: Int64
@@ -33,7 +33,7 @@ class Transfer:
     debit_account: str
     credit_account: str
     amount_micros: Micros
-    idempotency_key: str
+    request_id: str
     actor: str
     reason: str
     time: datetime
@@ -105,7 +105,7 @@ def transfer_of(message: pb.Transfer) -> Transfer:
         debit_account=message.debit_account,
         credit_account=message.credit_account,
         amount_micros=Micros(message.amount_micros),
-        idempotency_key=message.request_id,
+        request_id=message.request_id,
         actor=message.actor,
         reason=message.reason,
         time=time_of(message.time),

@@ -18,8 +18,6 @@ async def test_an_exhausted_wallet_is_named_and_a_budget_that_is_only_in_use_is_
     spender = await tenant(ledger, 5 * TOKEN_MICROS)
     budget = await spender.budget(6 * TOKEN_MICROS, auto_disable=True)
     assert isinstance(await spender.place("a", 4), Granted)
-    other = await spender.under(ids.new(ids.Kind.AGENT), *spender.path[1:3])
-    assert (await other.void("unplaced")) is not None
     refused = await spender.place("b", 6)
     assert refused == Refused(Refusal.EXHAUSTED, "wallet", "", TOKEN_MICROS, replayed=False)
     assert await spender.spent(budget) == (0, 4 * TOKEN_MICROS, False)
