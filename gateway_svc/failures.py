@@ -12,8 +12,8 @@ import orjson
 
 from gateway_svc import sse
 from gateway_svc.chat import Json, JsonObject
-from gateway_svc.credentials import Credential
 from mesh.errors import Code, MeshError, Unavailable
+from mesh.secret import Secret
 
 AUTH_STATUSES = (401, 403)
 KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
@@ -83,7 +83,7 @@ def cut() -> MeshError:
     return Unavailable("UPSTREAM_CUT", "the provider's answer broke off; what was used has been charged")
 
 
-def told(status: int, body: bytes, credential: Credential | None) -> tuple[int, bytes]:
+def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, bytes]:
     """Return a provider's error as our client is told it: its own status, without secrets, in OpenAI's shape.
 
     A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`.
@@ -92,7 +92,7 @@ def told(status: int, body: bytes, credential: Credential | None) -> tuple[int, 
         return 502, _shape(
             "the provider refuses the key that it was asked with", "upstream_auth_failed", "upstream_error"
         )
-    text = scrub(body.decode(errors="replace"), credential)
+    text = scrub(body.decode(errors="replace"), secret)
     error = _error_of(text)
     if error is not None:
         return status, orjson.dumps({"error": error})
@@ -101,16 +101,16 @@ def told(status: int, body: bytes, credential: Credential | None) -> tuple[int, 
     )
 
 
-def stream_failure(data: bytes, credential: Credential | None) -> bytes:
+def stream_failure(data: bytes, secret: Secret | None) -> bytes:
     """Return the event that ends a stream which broke off: the provider's own error, else ours."""
-    error = _error_of(scrub(data.decode(errors="replace"), credential)) if data else None
+    error = _error_of(scrub(data.decode(errors="replace"), secret)) if data else None
     return sse.event(orjson.dumps({"error": error})) if error is not None else event(cut())
 
 
-def scrub(text: str, credential: Credential | None) -> str:
+def scrub(text: str, secret: Secret | None) -> str:
     """Take every secret out of a provider's text."""
-    if credential is not None and credential.secret.reveal():
-        text = text.replace(credential.secret.reveal(), "[redacted]")
+    if secret is not None and secret.reveal():
+        text = text.replace(secret.reveal(), "[redacted]")
     return KEY_SHAPE.sub("[redacted]", text)
 
 

@@ -145,7 +145,7 @@ class Completions:
             return Reply(exchange.status, receipt.in_body(body, settled), passage.headers)
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, call.model.provider)
-        status, told = failures.told(exchange.status, body, call.credential)
+        status, told = failures.told(exchange.status, body, call.secret)
         headers = passage.headers
         if exchange.retry_after:
             headers["retry-after"] = exchange.retry_after
@@ -164,7 +164,7 @@ class Completions:
             return
         if not ending.complete:
             log.warn("upstream.cut", provider=call.model.provider, request_id=call.request_id)
-            await client.write(failures.stream_failure(relay.failure, call.credential))
+            await client.write(failures.stream_failure(relay.failure, call.secret))
             return
         wanted = relay.transcript.usage_chunk if call.chat.usage_wanted else None
         await client.write(receipt.at_end(wanted, settled))

@@ -40,6 +40,16 @@ class Policy:
 ANYTHING = Policy()
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a policy limits; None: no limit of this kind."""
+
+    allowed_models: tuple[str, ...] | None
+    max_tokens_per_request: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+
+
 def policy(models: Iterable[str] | None, max_tokens_per_request: int | None, rate: Rate) -> Policy:
     """Build one rule in the form that `merge` keeps."""
     limited = rate.requests_per_minute is not None or rate.tokens_per_minute is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
+from gateway_svc.policies import Terms
 from mesh.db import Connection, Database, Row
 
 TARGETS_MAX = 4
@@ -27,16 +28,6 @@ REMOVE = f"""
 UPDATE policies SET removed_at = coalesce(removed_at, clock_timestamp()) WHERE id = $1
 RETURNING {COLUMNS}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a policy limits; None: no limit of this kind."""
-
-    allowed_models: tuple[str, ...] | None
-    max_tokens_per_request: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
 
 
 @dataclass(frozen=True, slots=True)

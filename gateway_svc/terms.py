@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from gateway_svc.store import Terms
+from gateway_svc.policies import Terms
 from mesh.errors import InvalidArgument, invalid
 
 NAME_CHARACTERS_MAX = 200

@@ -43,10 +43,13 @@ def _up(options: argparse.Namespace) -> int:
     home = Home.open(load(Runtime).home)
     if options.detach:
         again = [argument for argument in options.given if argument not in {"-d", "--detach"}]
-        console.terminal()("", up.greeting(background.detach(home, [*again, "--into-log"])))
+        say = console.terminal()
+        mesh = background.detach(home, [*again, "--into-log"])
+        say("", up.greeting(mesh))
+        say("", asyncio.run(up.invitation(mesh)))
         return DONE
     say = console.log(home.logs) if options.into_log else console.terminal()
-    asyncio.run(up.up(up.replicas_of(options.replicas, options.only), say))
+    asyncio.run(up.up(up.replicas_of(options.replicas, options.only), say, inviting=not options.into_log))
     return DONE
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
+import httpx
 
 from mesh import certificates, probes, status
 from mesh.clock import SystemClock
@@ -107,8 +108,11 @@ def replicas_of(asked: Mapping[str, int], only: tuple[str, ...] = ()) -> dict[st
     return {service.name: asked.get(service.name, 1) for service in SERVICES if service.name in wanted}
 
 
-async def up(replicas: Mapping[str, int], say: Callable[[str, str], None]) -> None:
-    """Run the mesh until a signal; raise HomeError, PortError, SettingsError or StartError when it can't start."""
+async def up(replicas: Mapping[str, int], say: Callable[[str, str], None], *, inviting: bool) -> None:
+    """Run the mesh until a signal; raise HomeError, PortError, SettingsError or StartError when it can't start.
+
+    `inviting` says whether a new key may be shown once it is ready: to a person, never to a log.
+    """
     source = Source.process()
     runtime, deployment = load(Runtime, source), load(Deployment, source)
     for service in SERVICES:
@@ -126,7 +130,7 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None]) -> No
         if deployment.database_url:
             await prepare_database(plan, say)
         plan.operator.client()  # a folder of certificates that lacks one is told before anything starts
-        await _supervise(plan, descriptors, say)
+        await _supervise(plan, descriptors, say, inviting=inviting)
 
 
 async def migrate_once(say: Callable[[str, str], None]) -> None:
@@ -178,12 +182,35 @@ def greeting(mesh: MeshStatus) -> str:
     )
 
 
-async def _supervise(plan: Plan, descriptors: Mapping[str, int], say: Callable[[str, str], None]) -> None:
+async def invitation(mesh: MeshStatus) -> str:
+    """Make a new agent with credits and return a command that calls a model with its key, to be pasted as it is."""
+    from mesh import story  # noqa: PLC0415  # brings an HTTP client, which a start does without
+
+    running = {process.name for process in mesh.processes}
+    if not {"gateway", "edge"} <= running:
+        return ""
+    try:
+        api_key = await story.quick_key(mesh.graphql_url)
+    except (story.StoryError, httpx.HTTPError) as error:
+        return f"no key to try it with could be made: {error or type(error).__name__}"
+    body = '{"model": "mock-model", "messages": [{"role": "user", "content": "Hello"}]}'
+    return (
+        f"try it:\ncurl {mesh.gateway_url}/v1/chat/completions -H 'Authorization: Bearer {api_key}' "
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+async def _supervise(
+    plan: Plan, descriptors: Mapping[str, int], say: Callable[[str, str], None], *, inviting: bool
+) -> None:
     def changed() -> None:
         status.write(plan.home, _status(plan, supervisor))
 
     async def started() -> None:
-        for line in greeting(_status(plan, supervisor)).splitlines():
+        mesh = _status(plan, supervisor)
+        for line in greeting(mesh).splitlines():
+            say("", line)
+        for line in (await invitation(mesh)).splitlines() if inviting else ():
             say("", line)
 
     supervisor = Supervisor(table(plan, descriptors, say), say, changed)

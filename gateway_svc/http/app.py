@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway_svc.http.completions import Endpoint
-from gateway_svc.http.errors import identified
+from gateway_svc.http.errors import DRAINING, identified
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
 from mesh.accepting import Acceptor
@@ -18,6 +18,7 @@ from mesh.telemetry import logs
 
 BACKLOG = 1_024
 HEADER_BYTES_MAX = 16 * 1024
+LAST_ANSWERS_SECONDS = 0.5  # busy connections learn from one more answer that they end
 PREFIXES = ("", "/gateway")  # OpenAI's own paths, and the same below ours
 
 log = logs.get(__name__)
@@ -35,6 +36,7 @@ class Endpoints:
 def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> web.Application:
     """Build the routes."""
     app = web.Application(middlewares=[identified(instance)], client_max_size=body_bytes_max)
+    app[DRAINING] = asyncio.Event()
     for prefix in PREFIXES:
         app.router.add_post(f"{prefix}/v1/chat/completions", endpoints.completions.create)
         app.router.add_get(f"{prefix}/v1/models", endpoints.models.list)
@@ -50,6 +52,7 @@ class HttpServer:
     """Accepts on the socket that the supervisor handed over, else on one of its own."""
 
     def __init__(self, app: web.Application, runtime: Runtime) -> None:
+        self._app = app
         self._runtime = runtime
         self._runner = web.AppRunner(
             app,
@@ -85,5 +88,9 @@ class HttpServer:
         """Accept no more and wait for open completions, at most the drain time."""
         if self._acceptor is not None:
             self._acceptor.stop()
+        self._app[DRAINING].set()
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        await asyncio.sleep(min(LAST_ANSWERS_SECONDS, self._runtime.drain_seconds))
         await self._runner.cleanup()
         self._drained.set()

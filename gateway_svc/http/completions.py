@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway_svc.admission import Ask
 from gateway_svc.flow import Completions
-from gateway_svc.http.errors import REQUEST_ID
+from gateway_svc.http.errors import DRAINING, REQUEST_ID
 from mesh.clock import monotonic_ms
 from mesh.errors import InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -43,6 +43,8 @@ class Connection:
                 "x-mandate-instance": self._instance,
             }
         )
+        if self._request.app[DRAINING].is_set():
+            self.response.force_close()
         await self._guarded(self.response.prepare(self._request))
 
     async def write(self, data: bytes) -> None:

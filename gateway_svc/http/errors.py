@@ -16,6 +16,7 @@ from mesh.telemetry import logs, metrics
 
 CLIENT_CLOSED_REQUEST = 499
 REQUEST_ID = web.RequestKey("request_id", str)
+DRAINING = web.AppKey("draining", asyncio.Event)
 
 log = logs.get(__name__)
 
@@ -28,6 +29,8 @@ def identified(instance: str) -> Middleware:
         request_id = ids.new(ids.Kind.REQUEST)
         request[REQUEST_ID] = request_id
         response = await _answered(request, handler)
+        if request.app[DRAINING].is_set():
+            response.force_close()  # else the client's next request meets a closed connection
         if not response.prepared:
             response.headers["x-request-id"] = request_id
             response.headers["x-mandate-instance"] = instance

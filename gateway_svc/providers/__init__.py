@@ -10,6 +10,7 @@ from typing import Protocol
 from gateway_svc.bounds import Model
 from gateway_svc.chat import ChatRequest
 from gateway_svc.credentials import Credential
+from mesh.secret import Secret
 
 
 class NotSent(Exception):
@@ -30,6 +31,11 @@ class Call:
     output_tokens: int
     credential: Credential | None
     mock: str = ""
+
+    @property
+    def secret(self) -> Secret | None:
+        """Return what must be scrubbed from whatever the provider says."""
+        return self.credential.secret if self.credential is not None else None
 
 
 class Exchange(Protocol):

@@ -25,7 +25,7 @@ class Wallet:
 
 @strawberry.type
 class Transfer:
-    """One append-only row: an amount, always above 0, from one account to another; `requestId` is what it was posted under."""
+    """One append-only row, posted under `requestId`: an amount, always above 0, from one account to another."""
 
     id: strawberry.ID
     seq: Int64

@@ -10,7 +10,7 @@ import grpc
 
 from ledger_svc import pricing, wire
 from ledger_svc.commits import Commits
-from ledger_svc.holds import Lapsed, NoHold, Placed, Placing, SettleOutcome, Settling, StalePath, Voiding, VoidOutcome
+from ledger_svc.holds import Granted, Lapsed, NoHold, Placed, Placing, SettleOutcome, Settling, StalePath, Voiding, VoidOutcome
 from ledger_svc.price_book import PriceBook
 from ledger_svc.store import charges, registry
 from mandate.ledger.v1 import charges_pb2 as pb
@@ -21,6 +21,7 @@ from mesh.errors import Internal, MeshError, NotFound, invalid
 from mesh.telemetry import logs
 
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
+HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
 ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, ITEMS_MAX, KEY_MAX, REASON_MAX = 8, 128, 250, 1_000, 64, 200
 OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
 
@@ -38,6 +39,8 @@ class ChargeServicer(rpc.ChargeServiceServicer):
         self._commits = commits
         self._prices = prices
         self._organizations: dict[str, str] = {}
+        self._finding: dict[str, asyncio.Task[str | None]] = {}
+        self._price_ids: dict[tuple[str, str], list[str]] = {}
 
     async def Charge(
         self, request_iterator: AsyncIterator[pb.ChargeRequest], context: Context
@@ -66,7 +69,12 @@ class ChargeServicer(rpc.ChargeServiceServicer):
         if organization_id is None:
             return StalePath()
         placing = self._placing(holder_id, message)
-        return await self._commits.place(organization_id, placing, min(message.wait_ms_max, WAIT_MS_MAX))
+        placed = await self._commits.place(organization_id, placing, min(message.wait_ms_max, WAIT_MS_MAX))
+        if isinstance(placed, Granted) and not placed.replayed:
+            if len(self._price_ids) >= HOLDS_MAX:
+                self._price_ids.clear()
+            self._price_ids[organization_id, message.request_id] = [price.id for price in placing.prices]
+        return placed
 
     async def settle(self, message: pb.SettleHold) -> SettleOutcome:
         """Cost one completion at its hold's price and queue it."""
@@ -74,9 +82,10 @@ class ChargeServicer(rpc.ChargeServiceServicer):
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             return NoHold()
-        price_ids = (await charges.price_ids_of(self._db, organization_id, [message.request_id])).get(
-            message.request_id
-        )
+        price_ids = self._price_ids.pop((organization_id, message.request_id), None)
+        if price_ids is None:  # placed by another replica, or settled before
+            found = await charges.price_ids_of(self._db, organization_id, [message.request_id])
+            price_ids = found.get(message.request_id)
         if price_ids is None:
             return NoHold()
         if not 0 <= message.route < len(price_ids):
@@ -115,12 +124,23 @@ class ChargeServicer(rpc.ChargeServiceServicer):
     async def _organization_of(self, agent_id: str) -> str | None:
         known = self._organizations.get(agent_id)
         if known is None and ids.kind_of(agent_id) is ids.Kind.AGENT:
-            known = await registry.organization_of(self._db, agent_id)
-            if known is not None:
-                if len(self._organizations) >= AGENTS_MAX:
-                    self._organizations.clear()
-                self._organizations[agent_id] = known
+            # One look-up serves all items that wait for it, and leaves them in their order.
+            finding = self._finding.get(agent_id)
+            if finding is None:
+                finding = self._finding[agent_id] = asyncio.create_task(self._find(agent_id))
+            known = await asyncio.shield(finding)
         return known
+
+    async def _find(self, agent_id: str) -> str | None:
+        try:
+            found = await registry.organization_of(self._db, agent_id)
+        finally:
+            del self._finding[agent_id]
+        if found is not None:
+            if len(self._organizations) >= AGENTS_MAX:
+                self._organizations.clear()
+            self._organizations[agent_id] = found
+        return found
 
     def _placing(self, holder_id: str, message: pb.PlaceHold) -> Placing:
         prices: list[pricing.Price] = []

@@ -8,7 +8,6 @@ import pytest
 from gateway_svc import failures, receipt
 from gateway_svc.bounds import Bound
 from gateway_svc.chat import Json
-from gateway_svc.credentials import Credential
 from gateway_svc.receipt import Receipt
 from gateway_svc.settlement import Ending, Outcome, Settlement, settlement
 from gateway_svc.usage import NOTHING, TokenUsage, of_openai
@@ -154,7 +153,7 @@ def test_errors_steer_clients_by_status_code_and_headers(
     assert orjson.loads(told.body)["error"].keys() == {"message", "type", "param", "code"}
 
 
-CREDENTIAL = Credential(Secret("very-secret-text"), "", own=True)
+SECRET = Secret("very-secret-text")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ CREDENTIAL = Credential(Secret("very-secret-text"), "", own=True)
     ],
 )
 def test_a_providers_error_is_told_in_our_shape_without_secrets(body: bytes) -> None:
-    status, told = failures.told(500, body, CREDENTIAL)
+    status, told = failures.told(500, body, SECRET)
     assert status == 500
     assert b"very-secret-text" not in told
     assert b"sk-proj" not in told

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 
+import asyncpg
 import httpx
 import pytest
 
@@ -253,6 +255,27 @@ async def test_a_service_that_is_down_loses_its_part_alone(house: House, address
         ready = await edge.client.get(f"{edge.url}/health/ready")
         assert ready.status_code == 503
         assert [name for name, state in ready.json()["dependencies"].items() if state == "down"] == ["vault"]
+
+
+async def test_a_service_that_hangs_costs_no_more_than_the_operation_may(
+    house: House, addresses: Mapping[str, str]
+) -> None:
+    async with edge_running(house, addresses, operation_ms=700) as edge:
+        ada = await edge.person()
+        organization_id = await ada.organization()
+        query = "query($id: ID!) { organization(id: $id) { name providerCredentials { nodes { id } } } }"
+        blocker = await asyncpg.connect(house.owner_dsn.reveal())
+        try:
+            async with blocker.transaction():
+                await blocker.execute("LOCK TABLE vault.credentials IN ACCESS EXCLUSIVE MODE")
+                began = asyncio.get_running_loop().time()
+                answer = await ada.answer(query, id=organization_id)
+                took_seconds = asyncio.get_running_loop().time() - began
+        finally:
+            await blocker.close()
+    assert answer["data"]["organization"] == {"name": "Acme", "providerCredentials": None}
+    assert answer["errors"][0]["extensions"]["code"] == "DEADLINE_EXCEEDED"
+    assert 0.5 < took_seconds < 3
 
 
 async def test_without_identity_nothing_is_guessed(house: House, addresses: Mapping[str, str]) -> None:

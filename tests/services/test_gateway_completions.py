@@ -296,5 +296,6 @@ async def test_a_draining_gateway_finishes_what_is_open(mesh: Mesh, tmp_path: Pa
         asking = asyncio.ensure_future(leaving.ask(tenant, HELLO, x_mock="latency_ms=400"))
         await asyncio.sleep(0.2)
         await leaving.built.drain()
-        assert (await asking).status == 200
+        answer = await asking
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
     assert await tenant.wallet() == (10_000_000 - HELLO_MICROS, 0)

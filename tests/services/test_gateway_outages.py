@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ledger_svc.store import charges
 from mesh.testing import House
 from tests.conftest import RunningLedger
 from tests.fakes.cable import Cable, cable
@@ -96,6 +97,19 @@ async def test_without_identity_a_known_key_is_good_for_under_a_second(mesh: Mes
         assert (answer.status, answer.code) == (503, "identity_unavailable")
         line.plug()
         await recovered(gateway, tenant)
+
+
+async def test_a_gateway_that_lapsed_goes_on_as_another_holder(mesh: Mesh, tmp_path: Path) -> None:
+    tenant = await mesh.tenant(100 * CREDIT)
+    async with gateway_running(mesh, tmp_path) as gateway:
+        asking = asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock="latency_ms=1500"))
+        await asyncio.sleep(0.3)
+        for organization_id in await charges.lapse_holders(mesh.ledger.database, 0):
+            await charges.mark_uncertain(mesh.ledger.database, organization_id)
+        await recovered(gateway, tenant)
+        assert (await asking).status == 200  # it was dispatched before, and its settle replaces what was uncertain
+        called = len(gateway.bill())
+    await tenant.has_in_wallet((100 - called) * CREDIT)
 
 
 async def _break_again_and_again(line: Cable, times: int) -> None:
