@@ -1,4 +1,4 @@
-"""Make one call for all who want its answer at the same time."""
+"""Calls shared by all who want their answer at the same time, and streams that the far side may cancel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+from mesh.errors import Unavailable
 
 Key = TypeVar("Key")
 Answer = TypeVar("Answer")
@@ -26,6 +28,17 @@ class Calls(Generic[Key, Answer]):
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
+
+
+async def unless_cancelled_there(step: Awaitable[Answer]) -> Answer:
+    """Wait for one step of a stream; a call that the far side cancelled is Unavailable, not a cancellation of ours."""
+    try:
+        return await step
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Unavailable("SERVICE_UNAVAILABLE", "a service of the mesh ended the call") from None
 
 
 async def _run(make: Callable[[], Awaitable[Answer]]) -> Answer:

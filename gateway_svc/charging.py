@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import grpc
 
 from gateway_svc import wire
+from gateway_svc.calls import unless_cancelled_there
 from gateway_svc.holds import Charged, Grant, Place, Refused, Report
 from gateway_svc.inflight import Answer, Inflight, Item
 from mandate.ledger.v1 import charges_pb2, charges_pb2_grpc
-from mesh import client, faults, ids
+from mesh import client, ids
 from mesh.clock import monotonic_ms
 from mesh.errors import Code, MeshError, Unavailable
 from mesh.telemetry import logs
@@ -25,10 +26,13 @@ BEAT_MS = 500
 LEASE_MS = 3_000
 SILENCE_MS_MAX = 1_500  # without an echo for so long, another replica is tried
 HOLD_SECONDS_MAX = 5
+UNLEASED_SECONDS_MAX = 1  # a ledger that has been away for a lease is not waited for as long
 SETTLE_SECONDS_MAX = 30
 AGAIN_SECONDS = 0.1  # before an item that the ledger could not take is sent again
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.05, 0.5
 AGAIN = {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED}
+
+BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, Unavailable)  # the second: a write after the end
 
 Stream = grpc.aio.StreamStreamCall[charges_pb2.ChargeRequest, charges_pb2.ChargeResponse]
 
@@ -56,13 +60,13 @@ class Ledger:
         return grant.holder_id == self._holder_id and self.leased
 
     async def hold(self, place: Place) -> Grant | Refused:
-        """Ask for a hold; ACCOUNTING_UNAVAILABLE when no answer comes in 5 s, and then the hold is void."""
+        """Ask for a hold; ACCOUNTING_UNAVAILABLE when no answer comes in time, and then the hold is void."""
         if self._inflight.full:
             raise _unavailable()
         item = self._inflight.add_hold(wire.place_message(place), self._holder_id)
         answered = False
         try:
-            async with asyncio.timeout(HOLD_SECONDS_MAX):
+            async with asyncio.timeout(HOLD_SECONDS_MAX if self.leased else UNLEASED_SECONDS_MAX):
                 answer = await item.answer
             answered = True
         except TimeoutError:
@@ -94,7 +98,11 @@ class Ledger:
             raise _unavailable() from None
         if not isinstance(answer, charges_pb2.SettleAnswer):
             raise _unavailable()
-        return wire.settle_outcome(answer)
+        try:
+            return wire.settle_outcome(answer)
+        except MeshError as error:
+            log.warn("settle.refused", request_id=report.request_id, reason=error.reason)
+            raise _unavailable() from None
 
     def settle_later(self, report: Report) -> None:
         """Charge what was used without waiting for the answer."""
@@ -133,9 +141,9 @@ class Ledger:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 failure = task.exception()
-                if isinstance(failure, grpc.aio.AioRpcError):
-                    log.warn("ledger.stream_broken", reason=faults.from_rpc(failure).reason)
-                elif failure is not None and not isinstance(failure, asyncio.InvalidStateError):
+                if isinstance(failure, BROKEN):
+                    log.warn("ledger.stream_broken", error=type(failure).__name__)
+                elif failure is not None:
                     raise failure
         finally:
             stream.cancel()
@@ -160,7 +168,7 @@ class Ledger:
             if message is None:
                 await self._inflight.wait((next_beat_ms - now_ms) / 1000)
                 continue
-            await stream.write(message)
+            await unless_cancelled_there(stream.write(message))
 
     def _count_beat(self, now_ms: float) -> int:
         self._beat += 1
@@ -171,7 +179,7 @@ class Ledger:
 
     async def _read(self, stream: Stream) -> None:
         while True:
-            response = await stream.read()
+            response = await unless_cancelled_there(stream.read())
             if not isinstance(response, charges_pb2.ChargeResponse):
                 return
             if response.lapsed:

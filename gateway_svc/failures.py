@@ -37,6 +37,7 @@ STATUSES: dict[Code, tuple[int, str]] = {
 REASONS: dict[str, tuple[int, str]] = {
     "INSUFFICIENT_QUOTA": (402, "insufficient_quota"),
     "BUDGET_DISABLED": (402, "insufficient_quota"),
+    "BODY_TOO_SLOW": (408, "invalid_request_error"),
     "BODY_TOO_LARGE": (413, "invalid_request_error"),
     "METHOD_NOT_ALLOWED": (405, "invalid_request_error"),
     "UPSTREAM_UNREACHABLE": (502, "upstream_error"),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import grpc
 
-from gateway_svc.calls import Calls
+from gateway_svc.calls import Calls, unless_cancelled_there
 from mandate.identity.v1 import directory_pb2, keys_pb2, keys_pb2_grpc
 from mesh import client
 from mesh.clock import Clock, monotonic_ms
@@ -94,7 +94,7 @@ class Directory:
             try:
                 await self._watch()
                 pause_seconds = RETRY_SECONDS_MIN
-            except (grpc.aio.AioRpcError, TimeoutError) as failure:
+            except (grpc.aio.AioRpcError, MeshError, TimeoutError) as failure:
                 log.warn("identity.watch_broken", error=type(failure).__name__)
                 pause_seconds = min(pause_seconds * 2, RETRY_SECONDS_MAX)
             await asyncio.sleep(pause_seconds)
@@ -105,7 +105,7 @@ class Directory:
         try:
             while True:
                 async with asyncio.timeout(BEAT_MS_MAX / 1000):
-                    message = await stream.read()
+                    message = await unless_cancelled_there(stream.read())
                 if not isinstance(message, keys_pb2.WatchResponse):
                     return
                 # A first watch knows nothing of what changed before it, so neither may the cache.

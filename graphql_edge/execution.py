@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 from graphql import ExecutionResult, GraphQLError, OperationDefinitionNode, execute
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext as StrawberryExecutor
 
 from graphql_edge import guards
 from graphql_edge.documents import Accepted, Documents, Invalid, is_public
 from graphql_edge.guards import Refused
 from graphql_edge.operation import Operation, is_retryable
+from graphql_edge.projection import PlannedExecutor
 from graphql_edge.schema.errors import named
 from mesh import deadline
 from mesh.errors import Code, DeadlineExceeded, MeshError
@@ -51,7 +51,6 @@ class Engine:
     documents: Documents
     operation_ms: int
     introspection: bool
-    _executor: type[StrawberryExecutor] = field(default=StrawberryExecutor)
 
     async def run(self, request: Request, operation: Operation) -> Answer:
         """Answer one request; nothing that it raises is left to the caller."""
@@ -103,7 +102,7 @@ class Engine:
             context_value=operation,
             variable_values=dict(request.variables),
             operation_name=selected.name.value if selected.name else None,
-            executor_class=self._executor,
+            executor_class=PlannedExecutor,
         )
         if inspect.isawaitable(result):
             result = await result

@@ -84,8 +84,12 @@ class Edge:
         if status == web.HTTPUnauthorized.status_code:
             response.headers["www-authenticate"] = "Bearer"
         self.sessions.keep(response, operation, https=request.secure)
-        took_ms = round(monotonic_ms() - began_ms)
-        log.event("graphql.answered", request_id=operation.request_id, status=status, ms=took_ms, calls=operation.calls)
+        took_ms = monotonic_ms() - began_ms
+        metrics.OPERATIONS.labels(str(status)).inc()
+        metrics.OPERATION_SECONDS.observe(took_ms / 1000)
+        log.event(
+            "graphql.answered", request_id=operation.request_id, status=status, ms=round(took_ms), calls=operation.calls
+        )
         return response
 
     async def preflight(self, request: web.Request) -> web.Response:
@@ -143,6 +147,7 @@ class Edge:
     async def _headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(SECURITY_HEADERS)
         response.headers["x-mandate-instance"] = self.instance
+        response.headers.setdefault("x-request-id", ids.new(ids.Kind.REQUEST))
         origin = request.headers.get("origin")
         if origin is not None and origin in self.sessions.cors_origins:
             response.headers["access-control-allow-origin"] = origin

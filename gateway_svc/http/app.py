@@ -78,7 +78,7 @@ class HttpServer:
             self._acceptor.start()
         else:
             await web.TCPSite(self._runner, self._runtime.host, self._runtime.gateway_port, backlog=BACKLOG).start()
-        log.event("http.ready", port=self._runner.addresses[0][1] if self._runner.addresses else 0)
+        log.event("http.ready", port=self._runtime.gateway_port)
 
     def _protocol(self) -> asyncio.Protocol:
         assert self._runner.server is not None  # noqa: S101  # set up before anything is accepted

@@ -11,9 +11,10 @@ from gateway_svc.admission import Ask
 from gateway_svc.flow import Completions
 from gateway_svc.http.errors import DRAINING, REQUEST_ID
 from mesh.clock import monotonic_ms
-from mesh.errors import InvalidArgument, Unavailable
+from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
 
+READ_SECONDS_MAX = 60
 WRITE_SECONDS_MAX = 60
 BEARER = "bearer "
 CLAMPS = ("", "on", "off")
@@ -85,7 +86,7 @@ class Endpoint:
         ask = Ask(
             request_id=request[REQUEST_ID],
             key=key_of(request),
-            body=await request.read(),
+            body=await _body_of(request),
             clamp=clamp != "off",
             mock=request.headers.get("x-mock", ""),
             started_ms=started_ms,
@@ -99,6 +100,14 @@ class Endpoint:
         if connection.response is None:
             raise ConnectionResetError
         return connection.response
+
+
+async def _body_of(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(READ_SECONDS_MAX):
+            return await request.read()
+    except TimeoutError:
+        raise DeadlineExceeded("BODY_TOO_SLOW", "the body did not arrive in time") from None
 
 
 def key_of(request: web.Request) -> Secret | None:

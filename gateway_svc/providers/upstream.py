@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -16,6 +18,7 @@ from gateway_svc.providers import BrokenOff, NotSent
 
 CONNECT_SECONDS_MAX = 5
 KEEPALIVE_SECONDS = 4  # below the 5 s after which common servers close: a request on a closing connection is ambiguous
+LAST_BYTES_SECONDS = 0.05
 CONNECTIONS_MAX = 2_000
 BODY_BYTES_MAX = 32 * 1024 * 1024
 TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))  # NAT64, RFC 6052, 8215
@@ -68,10 +71,7 @@ class Upstream:
         try:
             yield _Answer(response)
         finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+            await _finish(response)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -137,6 +137,17 @@ def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if any(address in network for network in TRANSLATED):
         return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+
+
+async def _finish(response: aiohttp.ClientResponse) -> None:
+    """Keep the connection where the answer ends at once, as it does after [DONE]; else close it."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(LAST_BYTES_SECONDS):
+            await response.content.readany()
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
 
 
 def _refuse_private_literal(url: str) -> None:

@@ -10,7 +10,18 @@ import grpc
 
 from ledger_svc import pricing, wire
 from ledger_svc.commits import Commits
-from ledger_svc.holds import Granted, Lapsed, NoHold, Placed, Placing, SettleOutcome, Settling, StalePath, Voiding, VoidOutcome
+from ledger_svc.holds import (
+    Granted,
+    Lapsed,
+    NoHold,
+    Placed,
+    Placing,
+    SettleOutcome,
+    Settling,
+    StalePath,
+    Voiding,
+    VoidOutcome,
+)
 from ledger_svc.price_book import PriceBook
 from ledger_svc.store import charges, registry
 from mandate.ledger.v1 import charges_pb2 as pb

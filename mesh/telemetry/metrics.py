@@ -17,6 +17,15 @@ COMPLETION_SECONDS = Histogram(
     "mandate_completion_seconds", "Time from a completion's first byte in to its last out.", registry=REGISTRY
 )
 REFUSALS = Counter("mandate_refusals_total", "Requests that the gateway refused.", ["code"], registry=REGISTRY)
+OPERATIONS = Counter(
+    "mandate_graphql_operations_total",
+    "GraphQL operations by the status of their answer.",
+    ["status"],
+    registry=REGISTRY,
+)
+OPERATION_SECONDS = Histogram(
+    "mandate_graphql_operation_seconds", "Time to answer a GraphQL operation.", registry=REGISTRY
+)
 LEDGER_BATCH = Histogram(
     "mandate_ledger_batch_items",
     "Items that shared one commit.",

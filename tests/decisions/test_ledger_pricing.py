@@ -12,9 +12,14 @@ PRICE = Price("p@1", "mock", "m", 3_000_000, 1_000_000, 4_000_000, 10_000_000, 1
 RATES = st.integers(0, 10**10)
 TOKENS = st.integers(0, 10_000)
 PRICES = st.builds(
-    lambda rates, flat: Price("p@1", "mock", "m", *rates, flat, 1000, 1000, "s", "d"),
-    st.tuples(RATES, RATES, RATES, RATES, RATES),
-    st.integers(0, 10**6),
+    replace,
+    st.just(PRICE),
+    input_rate=RATES,
+    cached_input_rate=RATES,
+    cache_write_rate=RATES,
+    output_rate=RATES,
+    reasoning_rate=RATES,
+    request_micros=st.integers(0, 10**6),
 )
 
 

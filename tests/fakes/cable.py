@@ -14,11 +14,14 @@ class Cable:
     """Carries bytes both ways to one address."""
 
     def __init__(self, target: str) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
+        self._target = target
         self._plugged = True
         self._writers: set[asyncio.StreamWriter] = set()
         self.address = ""
+
+    def lead_to(self, target: str) -> None:
+        """Carry new connections to another `host:port`."""
+        self._target = target
 
     def cut(self) -> None:
         """Break every connection; new ones may be made."""
@@ -38,7 +41,12 @@ class Cable:
         if not self._plugged:
             writer.transport.abort()
             return
-        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        host, _, port = self._target.rpartition(":")
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, far_writer}
         try:
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))

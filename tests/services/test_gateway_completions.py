@@ -168,6 +168,17 @@ async def test_concurrent_requests_never_spend_more_than_there_is(gateway: Runni
     assert await tenant.wallet() == (0, 0)
 
 
+async def test_money_that_requests_in_flight_hold_is_429_and_soon_free_again(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant(1_000_000)
+    first = asyncio.ensure_future(gateway.ask(tenant, FLAT, x_mock="latency_ms=800;status=500"))
+    await asyncio.sleep(0.2)
+    refused = await gateway.ask(tenant, FLAT)
+    assert (refused.status, refused.code) == (429, "budget_in_flight")
+    assert int(refused.headers["retry-after-ms"]) > 0
+    assert (await first).status == 500
+    assert (await gateway.ask(tenant, FLAT)).status == 200
+
+
 async def test_a_request_that_does_not_fit_is_clamped_to_what_is_left(gateway: RunningGateway) -> None:
     tenant = await gateway.mesh.tenant(300 + 40 * 200)
     answer = await gateway.ask(tenant, {**HELLO, "max_tokens": 1000})

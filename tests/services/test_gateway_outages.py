@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from gateway_svc.holds import Grant, Place
+from ledger_svc.keys import LedgerKeys
 from ledger_svc.store import charges
+from mesh import ids
 from mesh.testing import House
 from tests.conftest import RunningLedger
 from tests.fakes.cable import Cable, cable
@@ -99,6 +103,20 @@ async def test_without_identity_a_known_key_is_good_for_under_a_second(mesh: Mes
         await recovered(gateway, tenant)
 
 
+async def test_a_ledger_that_restarts_is_found_again(mesh: Mesh, tmp_path: Path) -> None:
+    tenant = await mesh.tenant(100 * CREDIT)
+    ledger = mesh.ledger
+    parts = ("ledger", ledger.ledger.registrations(), LedgerKeys(ledger.database), ledger.ledger.resolve)
+    async with through(mesh, tmp_path, "ledger_address") as (line, gateway):
+        async with mesh.house.serving(*parts) as first:
+            line.lead_to(first)
+            line.cut()
+            await recovered(gateway, tenant)
+        async with mesh.house.serving(*parts) as second:  # the first has cancelled its streams
+            line.lead_to(second)
+            await recovered(gateway, tenant)
+
+
 async def test_a_gateway_that_lapsed_goes_on_as_another_holder(mesh: Mesh, tmp_path: Path) -> None:
     tenant = await mesh.tenant(100 * CREDIT)
     async with gateway_running(mesh, tmp_path) as gateway:
@@ -110,6 +128,30 @@ async def test_a_gateway_that_lapsed_goes_on_as_another_holder(mesh: Mesh, tmp_p
         assert (await asking).status == 200  # it was dispatched before, and its settle replaces what was uncertain
         called = len(gateway.bill())
     await tenant.has_in_wallet((100 - called) * CREDIT)
+
+
+async def test_a_hold_of_a_holder_that_lapsed_is_not_dispatched(mesh: Mesh, tmp_path: Path) -> None:
+    tenant = await mesh.tenant(100 * CREDIT)
+    async with gateway_running(mesh, tmp_path) as gateway:
+        agent = await gateway.built.directory.who(hashlib.sha256(tenant.key.encode()).digest())
+        place = Place(
+            request_id=ids.new(ids.Kind.REQUEST),
+            agent_id=agent.id,
+            path_version=agent.path_version,
+            api_key_id=agent.api_key_id,
+            provider="mock",
+            model="mock-flat",
+            input_tokens_max=1,
+            output_tokens_wanted=1,
+            output_tokens_min=1,
+            choices=1,
+        )
+        grant = await gateway.built.ledger.hold(place)
+        assert isinstance(grant, Grant)
+        assert gateway.built.ledger.may_dispatch(grant)
+        await charges.lapse_holders(mesh.ledger.database, 0)
+        await recovered(gateway, tenant)
+        assert not gateway.built.ledger.may_dispatch(grant)
 
 
 async def _break_again_and_again(line: Cable, times: int) -> None:

@@ -18,9 +18,7 @@ from tests.services.ledger_running import TOKEN_MICROS, Tenant, tenant
 
 
 @asynccontextmanager
-async def desk(
-    ledger: RunningLedger, issuer: TestIssuer, role: str = "owner"
-) -> AsyncGenerator[tuple[Tenant, Any]]:
+async def desk(ledger: RunningLedger, issuer: TestIssuer, role: str = "owner") -> AsyncGenerator[tuple[Tenant, Any]]:
     spender = await tenant(ledger, 100 * TOKEN_MICROS)
     async with ledger.house.channel("ledger", ledger.address, as_service="edge") as channel:
         with caller.acting(issuer.person(**{spender.organization: role})):
@@ -93,8 +91,8 @@ async def test_a_budget_caps_a_node_and_nothing_else(ledger: RunningLedger, issu
         made = await call(stub.CreateBudget, create(spender))
         with pytest.raises(InvalidArgument):
             await call(stub.CreateBudget, create(spender, target_id=made.id, request_id="b2"))
+        unknown = ids.new(ids.Kind.AGENT)
         with pytest.raises(NotFound):
-            unknown = ids.new(ids.Kind.AGENT)
             await call(stub.CreateBudget, create(spender, target_id=unknown, request_id="b3"))
         update = pb.UpdateBudgetRequest(budget_id=spender.organization, limit_micros=1, request_id="u1")
         with pytest.raises(NotFound):

@@ -108,6 +108,7 @@ async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger) -> None:
         for table in FACTS:
             column = await first_column(connection, table)
             assert await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608
-            for change in (f"UPDATE {table} SET {column} = DEFAULT", f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):  # noqa: S608
+            update = f"UPDATE {table} SET {column} = DEFAULT"  # noqa: S608
+            for change in (update, f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):  # noqa: S608
                 with pytest.raises(REFUSED, match="never changed"):
                     await connection.execute(change)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -41,7 +42,7 @@ async def sweeping(spender: Tenant, lease_ms: int) -> AsyncGenerator[None]:
 
 async def becomes(true: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(10):
-        while not await true():
+        while not await true():  # noqa: ASYNC110  # it is a database that is asked
             await asyncio.sleep(0.05)
 
 
@@ -73,6 +74,17 @@ async def test_a_start_of_the_ledger_forgives_silence_that_it_could_not_have_hea
     )
     async with sweeping(spender, 60_000):
         await asyncio.sleep(0.3)
+    assert await phases(spender, "a") == []
+    assert await charges.renew_lease(ledger.database, spender.holder)
+
+
+async def test_a_ledger_that_was_paused_blames_no_holder_for_it(ledger: RunningLedger) -> None:
+    spender = await tenant(ledger, 10 * TOKEN_MICROS)
+    await spender.place("a", 4)
+    async with sweeping(spender, 2_000):
+        await asyncio.sleep(0.2)
+        time.sleep(2.5)  # noqa: ASYNC251  # nothing of this process runs
+        await asyncio.sleep(0.2)
     assert await phases(spender, "a") == []
     assert await charges.renew_lease(ledger.database, spender.holder)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mandate.ledger.v1 import prices_pb2, prices_pb2_grpc, wallets_pb2, wallets_pb2_grpc
 from mandate.ledger.v1 import registry_pb2 as pb
 from mandate.ledger.v1 import registry_pb2_grpc as rpc
-from mesh import caller, ids
+from mesh import caller, ids, tokens
 from mesh.client import call
+from mesh.clock import SystemClock
 from mesh.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 from mesh.testing import TestIssuer
 from tests.conftest import RunningLedger
@@ -21,7 +23,8 @@ async def test_a_node_is_known_from_the_call_that_tells_of_it(ledger: RunningLed
         ledger.house.channel("ledger", ledger.address, as_service="identity") as channel,
         ledger.house.channel("ledger", ledger.address, as_service="edge") as edge,
     ):
-        wallets, request = wallets_pb2_grpc.WalletServiceStub(edge), wallets_pb2.GetWalletRequest(organization_id=organization)  # noqa: E501  # fmt: skip
+        wallets = wallets_pb2_grpc.WalletServiceStub(edge)
+        request = wallets_pb2.GetWalletRequest(organization_id=organization)
         with caller.acting(issuer.person(**{organization: "owner"})):
             with pytest.raises(NotFound):
                 await call(wallets.GetWallet, request)
@@ -48,16 +51,19 @@ async def test_a_path_leads_from_the_organization_to_the_node(ledger: RunningLed
 
 async def test_tokens_of_a_key_hold_once_the_key_was_told(ledger: RunningLedger) -> None:
     organization = (await ledger.tenant(7))[0]
-    other = TestIssuer()
-    other._signer = type(other._signer)("later", other._signer.private_key)
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    person, session = ids.new(ids.Kind.PERSON), ids.new(ids.Kind.SESSION)
+    token = tokens.Signer("later", private_key).sign(person, session, {organization: "owner"}, SystemClock().now())
     request = wallets_pb2.GetWalletRequest(organization_id=organization)
-    keys = pb.PutVerificationKeysRequest(keys=[pb.PublicKey(key_id="later", jwk=other.jwk)])
+    keys = pb.PutVerificationKeysRequest(
+        keys=[pb.PublicKey(key_id="later", jwk=tokens.public_jwk(private_key.public_key()))]
+    )
     async with (
         ledger.house.channel("ledger", ledger.address, as_service="identity") as channel,
         ledger.house.channel("ledger", ledger.address, as_service="edge") as edge,
     ):
         wallets, registry = wallets_pb2_grpc.WalletServiceStub(edge), rpc.RegistryServiceStub(channel)
-        with caller.acting(other.person(**{organization: "owner"})):
+        with caller.acting(caller.Caller("edge", caller.Person(person, session, {}, token))):
             with pytest.raises(Unauthenticated):
                 await call(wallets.GetWallet, request)
             for _ in range(2):
@@ -68,8 +74,8 @@ async def test_tokens_of_a_key_hold_once_the_key_was_told(ledger: RunningLedger)
 @pytest.mark.parametrize("key", [pb.PublicKey(key_id="k", jwk="{}"), pb.PublicKey(key_id="\x00", jwk=TestIssuer().jwk)])
 async def test_what_is_no_public_key_is_refused(ledger: RunningLedger, key: pb.PublicKey) -> None:
     async with ledger.house.channel("ledger", ledger.address, as_service="identity") as channel:
+        request = pb.PutVerificationKeysRequest(keys=[key])
         with pytest.raises(InvalidArgument):
-            request = pb.PutVerificationKeysRequest(keys=[key])
             await call(rpc.RegistryServiceStub(channel).PutVerificationKeys, request)
 
 

@@ -65,7 +65,20 @@ def hold(key: str, agent: str, **changes: Any) -> pb.PlaceHold:
 
 
 def settle(key: str, agent: str, **changes: Any) -> pb.SettleHold:
-    return pb.SettleHold(**({"request_id": key, "agent_id": agent, "outcome": "ok"} | changes))
+    values: dict[str, Any] = {"request_id": key, "agent_id": agent, "outcome": "ok"}
+    return pb.SettleHold(**(values | changes))
+
+
+async def test_a_hold_is_granted_and_settled(ledger: RunningLedger) -> None:
+    agent = (await ledger.tenant(10 * FLAT_MICROS))[-1]
+    async with stream(ledger) as gateway:
+        request = pb.ChargeRequest(holder_id=ids.new(ids.Kind.HOLDER), beat=7, holds=[hold("r1", agent)])
+        placed = await gateway.ask(request)
+        usage = pb.TokenUsage(input_tokens=3, output_tokens=4)
+        ended = await gateway.ask(pb.ChargeRequest(settles=[settle("r1", agent, usage=usage)]))
+    assert (placed.beat, placed.lapsed) == (7, False)
+    assert placed.holds[0].granted == pb.HoldGranted(output_tokens=1, ceiling_micros=FLAT_MICROS)
+    assert ended.settles[0].settled == pb.Settled(charged_micros=FLAT_MICROS, balance_micros=9 * FLAT_MICROS)
 
 
 async def test_items_sent_again_on_a_new_stream_get_the_same_answers(ledger: RunningLedger) -> None:
