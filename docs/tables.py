@@ -12,7 +12,7 @@ from pathlib import Path
 from mesh import errors, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mesh", *settings.SERVICES)
+PACKAGES = ("mesh", *settings.PACKAGES)
 KINDS = {kind.__name__: kind for kind in errors.KINDS.values()}
 
 

@@ -8,7 +8,7 @@ import orjson
 
 from gateway_svc.chat import Json, JsonObject
 
-TOKENS_MAX = 10**9  # a larger figure is a broken provider's, not a completion's
+TOKENS_MAX = 10**7  # the ledger prices no more; a larger figure is a broken provider's, not a completion's
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ NOTHING = TokenUsage()
 
 
 def of_openai(usage: Json) -> TokenUsage | None:
-    """Read OpenAI's inclusive figures; None when they are missing, broken or say that nothing at all was used.
+    """Read OpenAI's inclusive figures; None when they are missing or broken. Zero is a figure: nothing was used.
 
     `prompt_tokens` includes cached and cache-written tokens, `completion_tokens` the reasoning; some compatible
     servers count reasoning beside it, which their total tells.
@@ -40,7 +40,7 @@ def of_openai(usage: Json) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    if prompt is None or completion is None or prompt + completion == 0:
+    if prompt is None or completion is None:
         return None
     cached = min(_detail(usage, "prompt_tokens_details", "cached_tokens"), prompt)
     cache_write = min(_detail(usage, "prompt_tokens_details", "cache_write_tokens"), prompt - cached)

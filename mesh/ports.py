@@ -30,12 +30,7 @@ def metrics_port(service: str, runtime: Runtime) -> int:
 
 def address_of(service: str, runtime: Runtime) -> str:
     """Return where a service is reached: its setting, else its first replica on this machine."""
-    given = {
-        "identity": runtime.identity_address,
-        "vault": runtime.vault_address,
-        "ledger": runtime.ledger_address,
-        "gateway": runtime.gateway_address,
-    }[service]
+    given: str = getattr(runtime, f"{service}_address", "")
     return given or Layout.of(runtime).addresses(named(service), 1)
 
 

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 from dotenv import dotenv_values
 
 from mesh.secret import Secret
+from mesh.services import SERVICES
 
 T = TypeVar("T")
 PREFIX = "MANDATE_"
-SERVICES = ("identity_svc", "vault_svc", "ledger_svc", "gateway_svc", "graphql_edge")
+PACKAGES = tuple(service.package for service in SERVICES)
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -184,10 +185,10 @@ def readings(source: Source | None = None) -> list[Reading]:
 def classes() -> list[type]:
     """Return every settings dataclass of the mesh: ours and each service's, found by name, imported late."""
     found: list[type] = [Runtime, Deployment]
-    for service in SERVICES:
-        if importlib.util.find_spec(service) is None:  # an image may carry one service alone
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:  # an image may carry one service alone
             continue
-        module = importlib.import_module(f"{service}.settings")
+        module = importlib.import_module(f"{package}.settings")
         found += [
             value
             for value in vars(module).values()

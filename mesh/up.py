@@ -328,8 +328,9 @@ def _environment(plan: Plan, service: Service, replica: int, descriptor: int | N
     if descriptor is not None:
         found["MANDATE_HTTP_FD"] = str(descriptor)
     for peer in SERVICES:
-        if peer.grpc is not None and peer.name in plan.replicas:
-            found[f"MANDATE_{peer.name.upper()}_ADDRESS"] = plan.layout.addresses(peer, plan.replicas[peer.name])
+        address = f"MANDATE_{peer.name.upper()}_ADDRESS"
+        if peer.name in plan.replicas and address in names_of(Runtime):
+            found[address] = plan.layout.addresses(peer, plan.replicas[peer.name])
     return found
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
+from mesh import services
 from mesh.secret import Secret
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DATABASE = "mandate"
 OWNER = "mandate_owner"
 MAINTENANCE = "postgres"
-SERVICES = ("identity", "vault", "ledger", "gateway")
+SERVICES = tuple(service.name for service in services.SERVICES if service.database)
 LOCK = 7_214_530_118  # advisory: two `migrate` at once take turns
 SCRAM_ITERATIONS = 4096  # PostgreSQL's default
 

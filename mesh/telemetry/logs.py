@@ -66,6 +66,7 @@ class JsonFormatter(logging.Formatter):
 def configuration(service: str, runtime: Runtime) -> dict[str, Any]:
     """Return what logging is configured with: base, then the service's file, then the operator's, then the level."""
     config = _read(CONFIG / "base.yaml")
+    config["handlers"]["file"]["filename"] = f"{service}.log"
     for path in (CONFIG / f"{service}.yaml", runtime.log_config):
         if path is not None and path.exists():
             config = _laid_over(config, _read(path))

@@ -69,7 +69,7 @@ def test_every_method_declares_who_may_call_it(service: ServiceDescriptor) -> No
 
 @pytest.mark.parametrize("method", METHODS, ids=_by_name)
 def test_every_method_names_callers_that_exist(method: MethodDescriptor) -> None:
-    known = {name.removesuffix("_svc").removeprefix("graphql_") for name in settings.SERVICES} | {"operator"}
+    known = {name.removesuffix("_svc").removeprefix("graphql_") for name in settings.PACKAGES} | {"operator"}
     assert access.rule_of(method).callers <= known
 
 

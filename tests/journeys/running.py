@@ -57,6 +57,7 @@ class Mesh:
     home: Path
     base_port: int = field(default_factory=free_base_port)
     extra: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None  # where the command is run
 
     @property
     def environment(self) -> dict[str, str]:
@@ -82,7 +83,13 @@ class Mesh:
     def run(self, *arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
         """Run one `mandate` command to its end."""
         return subprocess.run(
-            [*MANDATE, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            [*MANDATE, *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     @contextlib.contextmanager

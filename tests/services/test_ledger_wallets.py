@@ -288,7 +288,5 @@ async def test_uncertain_holds_are_listed_and_decided_once(ledger: RunningLedger
         with pytest.raises(NotFound):
             await at.resolve("k5", "never", pb.RESOLUTION_RELEASE)
         request = pb.ListUncertainHoldsRequest(organization_id=at.organization)
-        left = await at.ask(
-            at.wallets.ListUncertainHolds, pb.ListUncertainHoldsRequest(organization_id=at.organization)
-        )
+        left = await at.ask(at.wallets.ListUncertainHolds, request)
     assert [hold.request_id for hold in left.holds] == ["w"]
