@@ -31,7 +31,7 @@ def detach(home: Home, arguments: list[str]) -> MeshStatus:
     output = home.logs / "detached.out"  # what it says before it has its log: a refusal to start, or a crash
     with output.open("wb") as file:
         child = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-m", "mesh", *arguments],
+            [sys.executable, "-P", "-m", "mesh", *arguments],  # -P: nothing is imported from where we stand
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

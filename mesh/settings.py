@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import io
 import os
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from mesh.secret import Secret
 from mesh.services import SERVICES
@@ -25,6 +28,8 @@ T = TypeVar("T")
 PREFIX = "MANDATE_"
 PACKAGES = tuple(service.package for service in SERVICES)
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+ENV_FILE = ".env"
+PORT_MAX = 65_535
 
 
 class SettingsError(Exception):
@@ -109,7 +114,7 @@ class Runtime:
     allow_unknown: bool = setting(
         "MANDATE_ALLOW_UNKNOWN_SETTINGS", False, "Start although a MANDATE_ name is not known (for a rolling change)."
     )
-    env_file: Path | None = setting("MANDATE_ENV_FILE", Path(".env"), "The one .env file; none when set to empty.")
+    env_file: Path | None = setting("MANDATE_ENV_FILE", Path(ENV_FILE), "The one .env file; none when set to empty.")
 
     @property
     def tls(self) -> Path:
@@ -137,8 +142,7 @@ class Source:
     def process(cls) -> Source:
         """Read this process's environment and the `.env` that it names."""
         environ = dict(os.environ)
-        path = environ.get("MANDATE_ENV_FILE", ".env")
-        return cls(environ, {k: v or "" for k, v in dotenv_values(path).items()} if path else {})
+        return cls(environ, _dotenv(environ.get("MANDATE_ENV_FILE")))
 
     def find(self, name: str) -> tuple[str, str] | None:
         """Return a value and the place that it came from."""
@@ -208,8 +212,26 @@ def names_of(cls: type) -> set[str]:
     return names
 
 
+def _dotenv(named: str | None) -> dict[str, str]:
+    """Read the `.env` file; one that nobody named may be missing."""
+    path = Path(ENV_FILE if named is None else named)
+    if named == "" or (named is None and not path.is_file()):
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError("MANDATE_ENV_FILE", f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise SettingsError("MANDATE_ENV_FILE", f"{path} does not hold text in UTF-8") from None
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            raise SettingsError("MANDATE_ENV_FILE", f"{path}: line {binding.original.line} is not NAME=value")
+    return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
+
+
 def _refuse_unknown(source: Source) -> None:
-    if source.find("MANDATE_ALLOW_UNKNOWN_SETTINGS"):
+    allowed = source.find("MANDATE_ALLOW_UNKNOWN_SETTINGS")
+    if allowed is not None and allowed[0].lower() in TRUE:
         return
     known = set[str]().union(*(names_of(cls) for cls in classes()))
     for name in sorted(source.names() - known):
@@ -249,6 +271,8 @@ def _from_file(name: str, source: Source) -> tuple[str, str] | None:
         return Path(found[0]).read_text().strip(), f"file of {name}_FILE"
     except OSError as error:
         raise SettingsError(f"{name}_FILE", f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}_FILE", "does not hold text in UTF-8") from None
 
 
 def _parse(spec: Spec, kind: Any, text: str) -> object:
@@ -259,6 +283,8 @@ def _parse(spec: Spec, kind: Any, text: str) -> object:
     if kind is int:
         return _parse_int(spec, text)
     if kind is Secret:
+        if spec.name.endswith("_URL"):
+            _check_url(spec, text)
         return Secret(text)
     if kind is Path:
         return Path(text)
@@ -267,6 +293,17 @@ def _parse(spec: Spec, kind: Any, text: str) -> object:
     if spec.choices and text not in spec.choices:
         raise SettingsError(spec.name, f"must be one of {', '.join(spec.choices)}, not {text!r}")
     return text
+
+
+def _check_url(spec: Spec, text: str) -> None:
+    """Refuse an address that a driver could not read: its error would quote parts of the password."""
+    try:
+        hosts = urlsplit(text).netloc.rpartition("@")[2].split(",")  # PostgreSQL's may be several
+        ports = [int(host.rpartition("]")[2].partition(":")[2] or 0) for host in hosts]
+    except ValueError:
+        ports = [-1]
+    if "://" not in text or not all(0 <= port <= PORT_MAX for port in ports):
+        raise SettingsError(spec.name, "is no URL; signs such as / # ? @ : in a password must be percent-encoded")
 
 
 def _parse_int(spec: Spec, text: str) -> int:

@@ -67,7 +67,11 @@ class Graph:
         """Execute one operation and return its data."""
         headers = {"authorization": f"Bearer {self.access_token}"} if self.access_token else {}
         body = {"query": query, "variables": variables}
-        answer = (await self.client.post(self.url, json=body, headers=headers)).json()
+        response = await self.client.post(self.url, json=body, headers=headers)
+        try:
+            answer = response.json()
+        except ValueError:
+            raise StoryError(f"{self.url} answered {response.status_code} without JSON") from None
         if answer.get("errors"):
             raise StoryError(f"GraphQL answered {json.dumps(answer['errors'])}")
         return answer["data"]

@@ -29,7 +29,7 @@ from mesh.home import Home, HomeError
 from mesh.migrations import MigrationError, migrate
 from mesh.ports import Layout
 from mesh.services import SERVICES, named
-from mesh.settings import Deployment, Runtime, Source, load, names_of
+from mesh.settings import Deployment, Runtime, Source, load, names_of, readings
 from mesh.sockets import Claim, PortError, check, listening
 from mesh.status import MeshStatus, Ports, ProcessStatus
 from mesh.supervisor import Process, StartError, Supervisor
@@ -118,6 +118,7 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None], *, in
     for service in SERVICES:
         if service.name in replicas and importlib.util.find_spec(service.package) is None:
             raise StartError(f"{service.package} is not installed here; `mandate up` runs the whole mesh")
+    readings(source)  # what is wrong with a service's own setting is told before anything starts
     home = Home.open(runtime.home)
     plan = Plan(runtime, deployment, source, home, replicas)
     with home.lock(), await _sockets(plan) as descriptors:
@@ -293,7 +294,7 @@ def _service_row(plan: Plan, service: Service, replica: int, descriptors: Mappin
     return Process(
         name=service.name,
         replica=replica,
-        argv=(sys.executable, "-m", "mesh.warm", service.package),
+        argv=(sys.executable, "-P", "-m", "mesh.warm", service.package),  # -P: nothing is imported from where we stand
         ready=(
             probes.http_ready(host, plan.layout.metrics(service, replica))
             if grpc_port is None
@@ -311,7 +312,10 @@ def _environment(plan: Plan, service: Service, replica: int, descriptor: int | N
     """Return what a service is told: a few basics, the settings it declares, and its place in this mesh."""
     environ = plan.source.environ
     found = {name: value for name, value in environ.items() if name in PASSED or name.startswith("PYTHON")}
-    for name in sorted(_declared(service)):
+    declared = _declared(service)
+    if "valkey" not in service.needs:
+        declared -= {"MANDATE_REDIS_URL", "MANDATE_REDIS_URL_FILE"}
+    for name in sorted(declared):
         if value := plan.source.find(name):
             found[name] = value[0]
     found |= {
@@ -320,7 +324,7 @@ def _environment(plan: Plan, service: Service, replica: int, descriptor: int | N
         "MANDATE_HOME": str(plan.home.path),
         "MANDATE_REPLICA": str(replica),
     }
-    if "valkey" in plan.embedded:
+    if "valkey" in plan.embedded and "valkey" in service.needs:
         found["MANDATE_REDIS_URL"] = plan.valkey.url.reveal()
     if service.database:
         dsn = addresses(plan.owner_dsn, plan.passwords).services[service.name]

@@ -22,6 +22,7 @@ def test_an_error_crosses_the_wire_intact(
     sent = kind("SOME_REASON", message, retry_after_ms=retry_after_ms)
     sent.details = details
     for received in (faults.from_status(faults.to_status(sent)), faults.from_fault(faults.to_fault(sent))):
+        assert received is not None
         assert type(received) is kind
         assert received.reason == "SOME_REASON"
         assert received.message == message

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Mesh:
         )
 
     @contextlib.contextmanager
-    def up(self, *arguments: str) -> Iterator[None]:
+    def up(self, *arguments: str) -> Generator[None]:
         """Have it running inside the block."""
         started = self.run("up", "--detach", *arguments)
         try:

@@ -99,7 +99,7 @@ async def test_callers_that_retry_until_402_leave_less_than_one_minimal_call(mes
             except openai.APIStatusError as error:
                 assert (error.status_code, error.code) == (402, "insufficient_quota")  # noqa: PT017
                 return
-            charged.append(answer.model_extra["x_platform"]["micro_credits_charged"])
+            charged.append(answer.model_dump()["x_platform"]["micro_credits_charged"])
 
     async with client(mesh, tenant) as openai_client:
         await asyncio.gather(*(spend(openai_client) for _ in range(16)))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ TARGETS = ("gateway", "ledger", "postgres", "identity", "vault", "valkey", "edge
 
 
 @contextlib.contextmanager
-def upstream(bill: Path) -> Iterator[str]:
+def upstream(bill: Path) -> Generator[str]:
     """Run a provider of its own that writes down what each call costs before it answers."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ class Load:
     last_success: float = 0.0
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncGenerator[None]:
         """Call all the time inside the block; at its end every caller finishes what it began."""
         stop = asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=45)

@@ -42,7 +42,7 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default() -> None:
 )
 def test_what_is_wrong_is_one_line_that_names_the_setting(environ: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError) as error:
-        settings.load(Sample, source(**environ))
+        settings.load(Sample, Source(environ, {}))
     assert error.value.name == named
     assert str(error.value).startswith(f"{named}: ")
     assert "\n" not in str(error.value)
