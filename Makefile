@@ -24,8 +24,9 @@ down: .venv/.protos ## Stop a mesh that runs in the background
 demo: .venv/.protos ## Do the main story once and print what happened
 	@exec $(BIN)/mandate demo $(ARGS)
 
-test: .venv/.protos ## Run every test that needs no outside service. ARGS="-k holds"
-	$(BIN)/pytest -n $(WORKERS) --ignore=tests/outside --ignore=tests/bench $(ARGS)
+test: .venv/.protos ## Run every test that needs no outside service
+	$(BIN)/pytest -q -m chaos
+	$(BIN)/pytest -n $(WORKERS) -m "not chaos"
 
 check: .venv/.protos ## Check style, types, imports, contracts and the rules of the house
 	$(BIN)/ruff format --check --quiet

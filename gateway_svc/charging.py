@@ -7,8 +7,7 @@ ago, and the ledger lapses a holder after 5 s. What is unanswered when the strea
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import grpc
 
@@ -28,9 +27,10 @@ SILENCE_MS_MAX = 1_500  # without an echo for so long, another replica is tried
 HOLD_SECONDS_MAX = 5
 UNLEASED_SECONDS_MAX = 1  # a ledger that has been away for a lease is not waited for as long
 SETTLE_SECONDS_MAX = 30
-AGAIN_SECONDS = 0.1  # before an item that the ledger could not take is sent again
+AGAIN_SECONDS, AGAIN_SECONDS_MAX = 0.1, 5.0  # before an item that the ledger could not take is sent again
+AGAIN_TRIES_MAX = 6  # after so many the wait is the longest
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.05, 0.5
-AGAIN = {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED}
+AGAIN = {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL}  # says nothing of what was written
 
 BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, Unavailable)  # the second: a write after the end
 
@@ -79,7 +79,11 @@ class Ledger:
         try:
             return wire.hold_outcome(answer, place, item.holder_id)
         except MeshError as error:
-            raise (_unavailable() if error.code in AGAIN and error.reason != "STALE_PATH" else error) from None
+            if error.reason == "STALE_PATH" or error.code not in AGAIN:
+                raise
+            # The ledger may have lost its database after the commit: such a hold would stay open as long as we live.
+            self._void(place, "outcome unknown")
+            raise _unavailable() from None
 
     def void(self, grant: Grant, reason: str) -> None:
         """Give back a hold from which no byte went upstream; sent until it is answered."""
@@ -87,9 +91,11 @@ class Ledger:
             charges_pb2.VoidHold(request_id=grant.request_id, agent_id=grant.agent_id, reason=reason)
         )
 
-    async def settle(self, report: Report) -> Charged:
-        """Charge what was used, after its commit; the report is sent until it is answered, however long we wait."""
-        item = self._inflight.add_settle(wire.settle_message(report))
+    def settle(self, report: Report) -> Awaitable[Charged]:
+        """Charge what was used; the report is on its way at once, and sent until it is answered, whoever waits."""
+        return self._charged(report, self._add(report))
+
+    async def _charged(self, report: Report, item: Item) -> Charged:
         try:
             async with asyncio.timeout(SETTLE_SECONDS_MAX):
                 answer = await asyncio.shield(item.answer)
@@ -106,7 +112,7 @@ class Ledger:
 
     def settle_later(self, report: Report) -> None:
         """Charge what was used without waiting for the answer."""
-        self._inflight.add_settle(wire.settle_message(report))
+        self._add(report)
 
     async def drain(self, seconds: float) -> None:
         """Wait until everything that was sent is answered."""
@@ -125,12 +131,18 @@ class Ledger:
             pause_seconds = RETRY_SECONDS_MIN if renewed else min(pause_seconds * 2, RETRY_SECONDS_MAX)
             await asyncio.sleep(pause_seconds)
 
+    def _add(self, report: Report) -> Item:
+        return self._inflight.add_settle(wire.settle_message(report), wire.settle_message(report.at_ceiling()))
+
     def _give_up(self, item: Item, place: Place) -> None:
         self._inflight.drop(item)
         if item.sent:
-            self._inflight.add_void(
-                charges_pb2.VoidHold(request_id=place.request_id, agent_id=place.agent_id, reason="caller gave up")
-            )
+            self._void(place, "caller gave up")
+
+    def _void(self, place: Place, reason: str) -> None:
+        self._inflight.add_void(
+            charges_pb2.VoidHold(request_id=place.request_id, agent_id=place.agent_id, reason=reason)
+        )
 
     async def _converse(self) -> None:
         stream: Stream = self._stub.Charge(metadata=client.metadata())
@@ -199,12 +211,20 @@ class Ledger:
 
     def _take(self, answer: Answer) -> None:
         fault = answer.fault if answer.WhichOneof("outcome") == "fault" else None
-        if fault is not None and not isinstance(answer, charges_pb2.HoldAnswer) and fault.code in AGAIN:
-            with contextlib.suppress(KeyError):
-                item = self._inflight.item(answer)
-                asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._inflight.send_again, item)
-            return
-        self._inflight.resolve(answer)
+        item = self._inflight.item(answer)
+        if fault is None or item is None or isinstance(answer, charges_pb2.HoldAnswer):
+            self._inflight.resolve(answer)
+        elif fault.code in AGAIN:
+            seconds = min(AGAIN_SECONDS * 2**item.tries, AGAIN_SECONDS_MAX)
+            item.tries = min(item.tries + 1, AGAIN_TRIES_MAX)
+            asyncio.get_running_loop().call_later(seconds, self._inflight.send_again, item)
+        elif fault.code == Code.INVALID_ARGUMENT and item.instead is not None:
+            # The hold would stay open as long as we live: what it covers is charged, and listed as an estimate.
+            log.warn("settle.unreadable", request_id=answer.request_id, reason=fault.reason)
+            item.question, item.instead = item.instead, None
+            self._inflight.send_again(item)
+        else:
+            self._inflight.resolve(answer)
 
     def _lapse(self) -> None:
         log.warn("ledger.lapsed", holder_id=self._holder_id)

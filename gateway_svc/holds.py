@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from gateway_svc.settlement import Settlement
+from gateway_svc.usage import TokenUsage
 from mesh.errors import Exhausted, MeshError, Unavailable
 
 RETRY_IN_FLIGHT_MS = 250
@@ -78,10 +79,15 @@ class Report:
     request_id: str
     agent_id: str
     settlement: Settlement
+    ceiling: TokenUsage  # all that its hold covers
     latency_ms: int
     overhead_ms: int
     first_token_ms: int
     streamed: bool
+
+    def at_ceiling(self) -> Report:
+        """Return the report that charges all that was held, as an estimate."""
+        return replace(self, settlement=replace(self.settlement, usage=self.ceiling, estimated=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Item:
     question: Question
     holder_id: str = ""
     sent: bool = False
+    tries: int = 0  # how often the ledger could not take it
+    instead: charges_pb2.SettleHold | None = None  # asked once, where the ledger refuses the question itself
     answer: asyncio.Future[Answer | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -51,9 +53,9 @@ class Inflight:
         """Add a wanted hold; it is sent once its holder has a lease."""
         return self._add(Item((charges_pb2.HoldAnswer, question.request_id), question, holder_id))
 
-    def add_settle(self, question: charges_pb2.SettleHold) -> Item:
-        """Add a settle."""
-        return self._add(Item((charges_pb2.SettleAnswer, question.request_id), question))
+    def add_settle(self, question: charges_pb2.SettleHold, instead: charges_pb2.SettleHold | None = None) -> Item:
+        """Add a settle, and what to ask where the ledger finds it wrong in itself."""
+        return self._add(Item((charges_pb2.SettleAnswer, question.request_id), question, instead=instead))
 
     def add_void(self, question: charges_pb2.VoidHold) -> Item:
         """Add a void."""
@@ -63,9 +65,9 @@ class Inflight:
         """Forget an item that nobody waits for."""
         self._unanswered.pop(item.key, None)
 
-    def item(self, answer: Answer) -> Item:
-        """Return the item that an answer belongs to; KeyError when nobody waits for it."""
-        return self._unanswered[type(answer), answer.request_id]
+    def item(self, answer: Answer) -> Item | None:
+        """Return the item that an answer belongs to; None when nobody waits for it."""
+        return self._unanswered.get((type(answer), answer.request_id))
 
     def resolve(self, answer: Answer) -> None:
         """Hand an answer to whoever waits for it."""

@@ -8,7 +8,7 @@ from gateway_svc.admission import Admission, Admitted
 from gateway_svc.charging import Ledger
 from gateway_svc.holds import Grant, Report
 from gateway_svc.receipt import Receipt
-from gateway_svc.settlement import Ending, settlement
+from gateway_svc.settlement import Ending, ceiling, settlement
 from mesh.clock import monotonic_ms
 from mesh.telemetry import logs, metrics
 
@@ -96,6 +96,7 @@ class Passage:
             request_id=self.admitted.ask.request_id,
             agent_id=self.admitted.agent.id,
             settlement=settled,
+            ceiling=ceiling(self.admitted.bound, self.grant.output_tokens),
             latency_ms=round(latency_ms),
             overhead_ms=max(0, round(latency_ms - self._upstream_ms)),
             first_token_ms=round(self.first_token_ms - started_ms) if self.first_token_ms else 0,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gateway_svc.bounds import Bound
 from gateway_svc.usage import NOTHING, TokenUsage
 
-FIRST_ERROR_STATUS = 400
+FIRST_ERROR_STATUS = 300  # nobody follows a redirection: what answers so has done nothing
 
 
 class Outcome(StrEnum):
@@ -52,9 +52,20 @@ def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone:
         )
     ended = Outcome.OK if ending.complete else Outcome.UPSTREAM_CUT
     outcome = Outcome.CLIENT_GONE if client_gone else ended
-    if ending.usage is not None:
+    held = ceiling(bound, output_tokens)
+    if ending.usage is not None and (ending.complete or _covers(ending.usage, ending.counted_tokens or 0)):
         return Settlement(ending.usage, estimated=False, outcome=outcome, http_status=ending.status)
-    ceiling = output_tokens * bound.choices
-    counted = ceiling if ending.complete or ending.counted_tokens is None else min(ending.counted_tokens, ceiling)
-    usage = TokenUsage(input_tokens=bound.input_tokens_max, output_tokens=counted)
-    return Settlement(usage, estimated=True, outcome=outcome, http_status=ending.status)
+    if not ending.complete and ending.counted_tokens is not None:
+        held = replace(held, output_tokens=min(ending.counted_tokens, held.output_tokens))
+    return Settlement(held, estimated=True, outcome=outcome, http_status=ending.status)
+
+
+def ceiling(bound: Bound, output_tokens: int) -> TokenUsage:
+    """Return all that a hold of so many output tokens for each choice covers."""
+    return TokenUsage(input_tokens=bound.input_tokens_max, output_tokens=output_tokens * bound.choices)
+
+
+def _covers(usage: TokenUsage, counted_tokens: int) -> bool:
+    """Return whether figures from before a stream broke off speak of all that had arrived by then."""
+    prompt = usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens
+    return prompt > 0 and usage.output_tokens >= counted_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -54,16 +55,20 @@ def detach(home: Home, arguments: list[str]) -> MeshStatus:
 
 def stop(home: Home) -> bool:
     """Stop the mesh of `home` and return once its processes are gone; False when none ran."""
-    holder = home.holder()
-    if holder:
-        os.kill(holder, signal.SIGTERM)
+    told: int | None = None
     deadline = time.monotonic() + STOP_SECONDS
-    while home.holder() is not None or _leftovers(home):
+    while (holder := home.holder()) is not None or _leftovers(home):
+        if holder and told is None:  # 0: it took the lock just now and has not said yet who it is
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder, signal.SIGTERM)
+            told = holder
+        elif holder and holder != told:
+            return True  # the one that was to stop is gone, and another runs already
         if time.monotonic() > deadline:
             raise StartError(f"process {holder} did not stop within {STOP_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     status.clear(home)
-    return holder is not None
+    return told is not None
 
 
 def _leftovers(home: Home) -> bool:

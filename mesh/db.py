@@ -12,6 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from mesh.errors import Unavailable
 from mesh.secret import Secret
+from mesh.settings import SettingsError
 from mesh.telemetry import logs, traces
 
 Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
@@ -114,7 +115,11 @@ async def connect(
         "jit": "off",  # our statements are short; compiling them costs more than running them
         **(settings or {}),
     }
-    pool = await _wait_for_pool(dsn, size_min, size_max, server_settings)
+    try:
+        pool = await _wait_for_pool(dsn, size_min, size_max, server_settings)
+    except asyncpg.PostgresError as error:  # no outage: a wrong password, a database that isn't there
+        problem = f"the server refuses it ({type(error).__name__})"
+        raise SettingsError(f"MANDATE_{service.upper()}_DATABASE_URL", problem) from None
     database = Database(pool)
     try:
         yield database

@@ -141,6 +141,8 @@ class Home:
             raise HomeError(f"{self.path}: cannot be written ({error.strerror})") from error
         with os.fdopen(descriptor, "r+") as file:
             _flock(file.fileno(), self)
+            if not _is_still(file.fileno(), self.path / "lock"):
+                raise HomeError(f"{self.path}: was removed meanwhile; start again")
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -172,7 +174,7 @@ class Home:
         """Return the record with a socket folder that exists and is ours (a restart of the machine clears /tmp)."""
         if self.sockets == self.run or _is_private(self.sockets):
             return self.record
-        record = Record(FORMAT, self.instance, self.record.data, tempfile.mkdtemp(prefix=SOCKETS_PREFIX))
+        record = Record(FORMAT, self.instance, self.record.data, _short_folder())
         _write_record(self.path, record)
         return record
 
@@ -237,10 +239,17 @@ def _create(path: Path) -> Record:
         format=FORMAT,
         instance=instance,
         data=str(OUTSIDE / instance) if outside else "data",
-        sockets="run" if short and not outside else tempfile.mkdtemp(prefix=SOCKETS_PREFIX),
+        sockets="run" if short and not outside else _short_folder(),
     )
     _write_record(path, record)
     return record
+
+
+def _short_folder() -> str:
+    """Make a private folder with a path that sockets can have, outside TMPDIR where that is too long."""
+    found = tempfile.gettempdir()
+    length = len(os.fsencode(Path(found) / f"{SOCKETS_PREFIX}12345678" / SOCKET_NAME))
+    return tempfile.mkdtemp(prefix=SOCKETS_PREFIX, dir=found if length <= SOCKET_PATH_MAX else "/tmp")  # noqa: S108  # private: mkdtemp
 
 
 def _write_record(path: Path, record: Record) -> None:
@@ -262,6 +271,14 @@ def _once(path: Path, fresh: str) -> str:
     except FileNotFoundError:
         write_private(path, fresh.encode() + b"\n")
         return fresh
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Say whether an open file is the one at `path`: while we waited for its lock, its holder may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _flock(descriptor: int, home: Home) -> None:

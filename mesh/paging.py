@@ -41,6 +41,6 @@ def _decode(token: str) -> str:
         after = json.loads(base64.urlsafe_b64decode(token[:TOKEN_MAX].encode()))["after"]
     except (binascii.Error, ValueError, KeyError, TypeError):
         raise invalid("page_token", "was not given out by this list") from None
-    if not isinstance(after, str):
+    if not isinstance(after, str) or not (after.isascii() and after.isprintable()):  # PostgreSQL takes no NUL
         raise invalid("page_token", "was not given out by this list")
     return after

@@ -52,12 +52,13 @@ class Server:
         keys: tokens.KeySource,
         resolve: access_step.ScopeResolver,
     ) -> None:
+        certificates = Certificates(runtime.tls, service)
         rules = access.rules_of(registration.descriptor for registration in registrations)
         steps = (
             trace_step.step,
             faults_step.step,
             deadline_step.step,
-            caller_step.step(keys),
+            caller_step.step(keys, certificates.trust_domain()),
             access_step.step(resolve),
             limits_step.step(),
         )
@@ -77,9 +78,8 @@ class Server:
             names = [registration.descriptor.full_name for registration in registrations]
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
         self._drain_seconds = runtime.drain_seconds
-        credentials = Certificates(runtime.tls, service).server()
         self._address = f"{runtime.host}:{ports.grpc_port(service, runtime)}"
-        self.port = self._server.add_secure_port(self._address, credentials)
+        self.port = self._server.add_secure_port(self._address, certificates.server())
 
     async def start(self) -> None:
         """Accept calls and say so to whoever asks for health."""

@@ -79,10 +79,11 @@ def clear(home: Home) -> None:
 
 
 def recorded(home: Home) -> MeshStatus | None:
-    """Return what was written last, by a mesh that runs or one that was killed."""
+    """Return what was written last, by a mesh that runs or one that was killed; None for what another version wrote."""
     try:
         raw: dict[str, Any] = json.loads((home.run / STATE).read_text())
-    except FileNotFoundError:
+        listed = raw.pop("processes")
+        processes = tuple(ProcessStatus(ports=Ports(**process.pop("ports")), **process) for process in listed)
+        return MeshStatus(**raw, processes=processes)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    processes = tuple(ProcessStatus(ports=Ports(**process.pop("ports")), **process) for process in raw.pop("processes"))
-    return MeshStatus(**raw, processes=processes)

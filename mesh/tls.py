@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from mesh.settings import SettingsError
 
@@ -44,6 +45,19 @@ class Certificates:
         """Return credentials that present this service's certificate."""
         key, certificate, authority = self._read()
         return grpc.ssl_channel_credentials(authority, key, certificate)
+
+    def trust_domain(self) -> str:
+        """Return the SPIFFE trust domain of this certificate; SettingsError when it names none."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self._read()[1])
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (ValueError, x509.ExtensionNotFound):
+            names = x509.SubjectAlternativeName([])
+        for name in names.get_values_for_type(x509.UniformResourceIdentifier):
+            scheme, _, rest = name.partition("://")
+            if scheme == "spiffe":
+                return rest.partition("/")[0]
+        raise SettingsError("MANDATE_TLS_DIR", f"{self.files[1]} names no SPIFFE identity")
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         key, certificate, authority = self._read()

@@ -7,6 +7,7 @@ key. Issuing needs identity's private key; who may do what with a role is in `me
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ ISSUER = "mandate"
 AUDIENCE = "mandate-mesh"
 LIFETIME = timedelta(seconds=120)
 LEEWAY_SECONDS = 5
+KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # whoever forges a token chooses what is looked up
 
 
 class KeySource(Protocol):
@@ -61,7 +63,7 @@ async def verify(token: Secret, keys: KeySource) -> Person:
         key_id = jwt.get_unverified_header(token.reveal()).get("kid")
     except jwt.InvalidTokenError:
         raise _refused() from None
-    key = await keys.public_key(key_id) if isinstance(key_id, str) else None
+    key = await keys.public_key(key_id) if isinstance(key_id, str) and KEY_ID.fullmatch(key_id) else None
     if key is None:
         raise _refused()
     try:

@@ -205,7 +205,10 @@ async def _supervise(
     plan: Plan, descriptors: Mapping[str, int], say: Callable[[str, str], None], *, inviting: bool
 ) -> None:
     def changed() -> None:
-        status.write(plan.home, _status(plan, supervisor))
+        try:
+            status.write(plan.home, _status(plan, supervisor))
+        except OSError as error:  # a full disk must not end what still runs
+            say("", f"the state could not be written: {error.strerror}")
 
     async def started() -> None:
         mesh = _status(plan, supervisor)

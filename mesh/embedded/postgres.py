@@ -83,7 +83,7 @@ class Postgres:
 
     def argv(self) -> tuple[str, ...]:
         """Return the server's command."""
-        settings = {**SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.sockets)}
+        settings = {**SETTINGS, "port": str(self.port), "unix_socket_directories": _quoted(self.sockets)}
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}  # survives a kill, not a power cut
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -173,6 +173,12 @@ class Postgres:
 def owner_dsn(port: int, password: Secret) -> Secret:
     """Return the address of the maintenance database of an embedded cluster, as its superuser."""
     return Secret(f"postgresql://{SUPERUSER}:{quote(password.reveal(), safe='')}@127.0.0.1:{port}/{SUPERUSER}")
+
+
+def _quoted(path: Path) -> str:
+    """Return a folder as one name of a list, whatever signs are in it."""
+    escaped = str(path).replace('"', '""')
+    return f'"{escaped}"'
 
 
 @contextlib.asynccontextmanager

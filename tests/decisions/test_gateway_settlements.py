@@ -68,7 +68,6 @@ def test_a_providers_figures_become_disjoint_classes(usage: Json, classes: tuple
         None,
         {},
         [],
-        {"prompt_tokens": 0, "completion_tokens": 0},
         {"prompt_tokens": -1, "completion_tokens": 5},
         {"prompt_tokens": "5", "completion_tokens": 5},
         {"prompt_tokens": True, "completion_tokens": 5},
@@ -78,6 +77,10 @@ def test_a_providers_figures_become_disjoint_classes(usage: Json, classes: tuple
 )
 def test_figures_that_mean_nothing_are_no_figures(usage: Json) -> None:
     assert of_openai(usage) is None
+
+
+def test_zero_is_a_figure_and_not_a_missing_one() -> None:
+    assert of_openai({"prompt_tokens": 0, "completion_tokens": 0}) == TokenUsage()
 
 
 CASES: list[tuple[Ending, bool, Settlement]] = [

@@ -17,14 +17,21 @@ class Cable:
         self._target = target
         self._plugged = True
         self._writers: set[asyncio.StreamWriter] = set()
+        self._heard = asyncio.Event()
+        self._heard.set()
         self.address = ""
 
     def lead_to(self, target: str) -> None:
         """Carry new connections to another `host:port`."""
         self._target = target
 
+    def mute(self) -> None:
+        """Carry questions on and keep every answer back, until the connection is cut."""
+        self._heard.clear()
+
     def cut(self) -> None:
         """Break every connection; new ones may be made."""
+        self._heard.set()
         for writer in self._writers:
             writer.transport.abort()
 
@@ -49,14 +56,16 @@ class Cable:
             return
         self._writers |= {writer, far_writer}
         try:
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer, self._heard))
         finally:
             self._writers -= {writer, far_writer}
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: asyncio.Event | None = None) -> None:
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(CHUNK_BYTES):
+            if heard is not None:
+                await heard.wait()
             writer.write(data)
             await writer.drain()
     writer.transport.abort()
