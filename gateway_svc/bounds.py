@@ -8,6 +8,7 @@ a byte-level vocabulary has at least one byte, so UTF-8 bytes are. What a token 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -77,9 +78,24 @@ FIELDS: dict[str, FieldClass] = {
     "web_search_options": UNPRICED,
     "audio": UNPRICED,
     "prediction": UNPRICED,  # rejected predictions are billed beside the limit
+    # What compatible servers know beside OpenAI: other models than the one that is allowed, limits that are not ours,
+    # tools and searches with fees, and addresses and keys of the caller's choice.
+    **dict.fromkeys(
+        (
+            *("models", "fallbacks", "route", "provider", "api_base", "base_url", "api_key", "extra_body"),
+            *("best_of", "use_beam_search", "num_choices", "candidate_count", "max_output_tokens", "max_new_tokens"),
+            *("max_tokens_to_sample", "n_predict", "num_predict", "thinking_budget"),
+            *("plugins", "search_parameters", "enable_search", "web_search"),
+        ),
+        UNPRICED,
+    ),
 }
 PRICED_TIERS = (None, "auto", "default", "flex")  # others cost more than the list says
 TEXT_PARTS = ("text", "refusal")
+UNPRICED_PARTS = ("input_audio", "audio", "input_video", "video_url")  # their tokens cost more than those of text
+MESSAGE_FIELDS = frozenset(
+    {"role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call", "reasoning_content"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +126,11 @@ class Bound:
 def bound(chat: ChatRequest, model: Model, policy: Policy, *, clamp: bool) -> Bound:
     """Bound a request; InvalidArgument for what has no price, `clamp` false for all or nothing."""
     _refuse_unpriced(chat.document)
+    _refuse_unpriced_parts(chat.messages)
     input_tokens = input_bound(chat, model)
     limits = [model.output_tokens_max, chat.max_tokens or OUTPUT_TOKENS_DEFAULT]
     if policy.max_tokens_per_request is not None:
-        limits.append(max(1, policy.max_tokens_per_request // chat.choices))
+        limits.append(_each(policy.max_tokens_per_request, chat.choices))
     if (per_minute := policy.tokens_per_minute) is not None:
         limits.append(max(1, (per_minute - input_tokens) // chat.choices))
     wanted = min(limit for limit in limits if limit > 0)
@@ -123,6 +140,13 @@ def bound(chat: ChatRequest, model: Model, policy: Policy, *, clamp: bool) -> Bo
         output_tokens_min=min(wanted, OUTPUT_TOKENS_LEAST) if clamp else wanted,
         choices=chat.choices,
     )
+
+
+def _each(tokens: int, choices: int) -> int:
+    """Share what a policy allows among the choices, which get a token each at least."""
+    if choices > tokens:
+        raise invalid("n", f"a policy allows {tokens} tokens a request, fewer than one for each choice")
+    return tokens // choices
 
 
 def input_bound(chat: ChatRequest, model: Model) -> int:
@@ -171,6 +195,17 @@ def _refuse_unpriced(document: JsonObject) -> None:
     _refuse_foreign_tools(document.get("tools"))
 
 
+def _refuse_unpriced_parts(messages: Sequence[JsonObject]) -> None:
+    """Let no sound or film pass, nor a reference to one that the provider keeps."""
+    for index, message in enumerate(messages):
+        sounds = any(
+            isinstance(part, dict) and part.get("type") in UNPRICED_PARTS for part in _parts(message.get("content"))
+        )
+        if sounds or message.get("audio") is not None:
+            field = f"messages[{index}]"
+            raise InvalidArgument("UNPRICED_FIELD", f"{field}: no price covers sound or film", field=field)
+
+
 def _refuse_foreign_tools(tools: Json) -> None:
     """Let nothing but functions of the caller pass: tools that the provider runs have fees."""
     if tools is None:
@@ -185,6 +220,8 @@ def _refuse_foreign_tools(tools: Json) -> None:
 
 def _is_bounded(chat: ChatRequest) -> bool:
     if any(name not in FIELDS for name in chat.document):
+        return False
+    if any(name not in MESSAGE_FIELDS for message in chat.messages for name in message):
         return False
     return all(_is_text(part) for message in chat.messages for part in _parts(message.get("content")))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from mesh import deadline
 from mesh.errors import Unavailable
 
 Key = TypeVar("Key")
@@ -23,8 +23,7 @@ class Calls(Generic[Key, Answer]):
         """Wait for the call that runs for `key`, begun now if none does; one caller that leaves does not end it."""
         task = self._running.get(key)
         if task is None:
-            # A context of its own: it serves all who wait, so it is bound to nobody's deadline or trace.
-            task = asyncio.get_running_loop().create_task(_run(make), context=contextvars.Context())
+            task = asyncio.get_running_loop().create_task(_run(make))
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
@@ -42,4 +41,5 @@ async def unless_cancelled_there(step: Awaitable[Answer]) -> Answer:
 
 
 async def _run(make: Callable[[], Awaitable[Answer]]) -> Answer:
-    return await make()
+    with deadline.afresh():  # it serves all who wait, and is part of the trace of the one who came first
+        return await make()

@@ -16,7 +16,9 @@ from mesh.errors import Code, MeshError, Unavailable
 from mesh.secret import Secret
 
 AUTH_STATUSES = (401, 403)
+FIRST_CLIENT_ERROR, BAD_GATEWAY = 400, 502
 KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
+RETRY_AFTER = re.compile(r"[0-9]{1,6}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")  # RFC 9110, 10.2.3
 MESSAGE_CHARACTERS_MAX = 2_000
 NEVER_RETRIED = 402
 CUT_CODE = "upstream_cut"
@@ -89,8 +91,10 @@ def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, bytes]:
 
     A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`.
     """
+    if status < FIRST_CLIENT_ERROR:
+        return BAD_GATEWAY, _shape(f"the provider answered {status}", "upstream_error", "upstream_error")
     if status in AUTH_STATUSES:
-        return 502, _shape(
+        return BAD_GATEWAY, _shape(
             "the provider refuses the key that it was asked with", "upstream_auth_failed", "upstream_error"
         )
     text = scrub(body.decode(errors="replace"), secret)
@@ -100,6 +104,11 @@ def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, bytes]:
     return status, _shape(
         text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error", "upstream_error"
     )
+
+
+def retry_after(text: str) -> str:
+    """Return a provider's `retry-after` where it is one, else nothing: a header may hold whatever it likes."""
+    return text if RETRY_AFTER.fullmatch(text) else ""
 
 
 def stream_failure(data: bytes, secret: Secret | None) -> bytes:
@@ -125,7 +134,7 @@ def _shape(message: str, code: str, kind: str) -> bytes:
 
 
 def _error_of(text: str) -> JsonObject | None:
-    """Read a provider's error, with the four members that clients expect."""
+    """Read a provider's error: the four members that clients expect, and texts only."""
     try:
         document: Json = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -135,4 +144,10 @@ def _error_of(text: str) -> JsonObject | None:
         error = {"message": error}
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):
         return None
-    return {"type": "upstream_error", "param": None, "code": None, **error}
+    kind, param, code = (error.get(name) for name in ("type", "param", "code"))
+    return {
+        "message": error["message"],
+        "type": kind if isinstance(kind, str) else "upstream_error",
+        "param": param if isinstance(param, str) else None,
+        "code": str(code) if isinstance(code, str | int) else None,
+    }

@@ -19,8 +19,10 @@ from gateway_svc.usage import of_openai_body
 from gateway_svc.who import Agent
 from mesh.clock import monotonic_ms
 from mesh.errors import Aborted, MeshError, Unavailable
+from mesh.secret import Secret
 from mesh.telemetry import logs
 
+OK = 200
 STALE_PATH_MS_MAX = 1_000
 STALE_PATH_PAUSE_SECONDS = 0.05
 
@@ -51,6 +53,10 @@ class Completions:
         self._credentials = credentials
         self._providers = providers
 
+    async def recognize(self, key: Secret | None) -> Agent:
+        """Return who asks, known before anything more is read of a request."""
+        return await self._admission.agent(key)
+
     async def run(self, ask: Ask, client: Client) -> Reply | None:
         """Serve one completion; None when it was streamed to the client."""
         admitted = await self._admission.admit(ask)  # 1 who, 2 policy, 3 bound
@@ -60,7 +66,7 @@ class Completions:
         try:
             call = await self._prepare(passage, provider, client)  # 5
         except BaseException:
-            passage.void("not dispatched")
+            await passage.void("not dispatched")
             raise
         try:
             return await self._dispatch(passage, provider, call, client)  # 6, 7, 8
@@ -128,7 +134,7 @@ class Completions:
                     return None
                 return await self._whole(passage, call, exchange, client)
         except NotSent as error:
-            passage.void("not sent")
+            await passage.void("not sent")
             log.warn("upstream.unreachable", provider=call.model.provider, error=str(error))
             raise failures.unreachable() from None
         except BrokenOff as error:
@@ -142,13 +148,13 @@ class Completions:
         ending = Ending(exchange.status, of_openai_body(body), counted_tokens=None, complete=True)
         settled = await passage.settle(ending, client_gone=client.gone())
         if exchange.status < FIRST_ERROR_STATUS:
-            return Reply(exchange.status, receipt.in_body(body, settled), passage.headers)
+            return Reply(OK, receipt.in_body(body, settled), passage.headers)
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, call.model.provider)
         status, told = failures.told(exchange.status, body, call.secret)
         headers = passage.headers
-        if exchange.retry_after:
-            headers["retry-after"] = exchange.retry_after
+        if after := failures.retry_after(exchange.retry_after):
+            headers["retry-after"] = after
         return Reply(status, told, headers)
 
     async def _stream(self, passage: Passage, call: Call, exchange: Exchange, client: Client) -> None:

@@ -51,13 +51,14 @@ class Passage:
         """Note that the provider has finished."""
         self._answered_ms = monotonic_ms()
 
-    def void(self, reason: str) -> None:
-        """Give the hold back; only where no byte went upstream."""
+    async def void(self, reason: str) -> None:
+        """Give back the hold, and the tokens that were taken of the rates; only where no byte went upstream."""
         if self._closed:
             return
         self._closed = True
         self._ledger.void(self.grant, reason)
         metrics.COMPLETIONS.labels(self.admitted.model.provider, "voided").inc()
+        await self._admission.correct(self.admitted, 0)
 
     async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
         """Charge what was used and wait for the commit; ACCOUNTING_UNAVAILABLE when it does not come in 30 s."""

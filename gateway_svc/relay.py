@@ -41,6 +41,7 @@ class Relay:
         self.broken = False
         self._client = client
         self._splitter = sse.Splitter()
+        self._foreign = False  # it ended in what is no event, which nobody can count
 
     async def run(self, exchange: Exchange) -> Ending:
         """Pass the stream on until its end; a client that left is drained for, within bounds."""
@@ -49,7 +50,8 @@ class Relay:
         except (BrokenOff, sse.OversizedEvent, TimeoutError):
             self.broken = True
         complete = self.transcript.complete and not self.broken and not self.failure
-        return Ending(exchange.status, self.transcript.usage, self.transcript.counted_tokens, complete)
+        counted = None if self._foreign else self.transcript.counted_tokens
+        return Ending(exchange.status, self.transcript.usage, counted, complete)
 
     async def _pass_on(self, exchange: Exchange) -> None:
         drained_bytes = 0
@@ -66,7 +68,9 @@ class Relay:
                     drained_bytes += len(chunk)
                     if drained_bytes > DRAIN_BYTES_MAX:
                         raise BrokenOff("nobody reads this stream")
-            await self._take([rest] if (rest := self._splitter.rest).strip() else [])
+            if rest := self._splitter.rest.strip():
+                self._foreign = not sse.data_of(rest)
+                await self._take([rest + b"\n\n"])  # ended here, so that an error after it is an event of its own
 
     async def _take(self, events: list[bytes]) -> bool:
         """Follow events and send those that are the client's; False when the stream is over."""

@@ -53,7 +53,7 @@ def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone:
     ended = Outcome.OK if ending.complete else Outcome.UPSTREAM_CUT
     outcome = Outcome.CLIENT_GONE if client_gone else ended
     held = ceiling(bound, output_tokens)
-    if ending.usage is not None and (ending.complete or _covers(ending.usage, ending.counted_tokens or 0)):
+    if ending.usage is not None:
         return Settlement(ending.usage, estimated=False, outcome=outcome, http_status=ending.status)
     if not ending.complete and ending.counted_tokens is not None:
         held = replace(held, output_tokens=min(ending.counted_tokens, held.output_tokens))
@@ -63,9 +63,3 @@ def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone:
 def ceiling(bound: Bound, output_tokens: int) -> TokenUsage:
     """Return all that a hold of so many output tokens for each choice covers."""
     return TokenUsage(input_tokens=bound.input_tokens_max, output_tokens=output_tokens * bound.choices)
-
-
-def _covers(usage: TokenUsage, counted_tokens: int) -> bool:
-    """Return whether figures from before a stream broke off speak of all that had arrived by then."""
-    prompt = usage.input_tokens + usage.cached_input_tokens + usage.cache_write_tokens
-    return prompt > 0 and usage.output_tokens >= counted_tokens

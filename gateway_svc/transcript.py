@@ -26,11 +26,19 @@ class Transcript:
     """One stream, event by event."""
 
     def __init__(self) -> None:
-        self.usage: TokenUsage | None = None
         self.usage_chunk: JsonObject | None = None
         self.complete = False
+        self._usage: TokenUsage | None = None
         self._written_bytes = 0
         self._written_events = 0
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        """Return the provider's figures; None where they are from before most of what it wrote, as zeros at first."""
+        is_last = self.complete or self.usage_chunk is not None
+        if self._usage is None or is_last or self._usage.output_tokens >= self._written_events > 0:
+            return self._usage
+        return None
 
     @property
     def counted_tokens(self) -> int:
@@ -56,7 +64,7 @@ class Transcript:
     def _take_chunk(self, chunk: JsonObject) -> Verdict:
         reported = chunk.get("usage")
         if reported is not None:
-            self.usage = of_openai(reported) or self.usage
+            self._usage = of_openai(reported) or self._usage
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             return Verdict.FAILED

@@ -12,6 +12,7 @@ from gateway_svc.store import StoredPolicy
 from mandate.gateway.v1 import policies_pb2
 from mandate.ledger.v1 import charges_pb2
 from mesh import faults
+from mesh.telemetry import traces
 
 WAIT_MS_MAX = 250
 
@@ -65,6 +66,7 @@ def place_message(place: Place) -> charges_pb2.PlaceHold:
         choices=place.choices,
         wait_ms_max=WAIT_MS_MAX,
         api_key_id=place.api_key_id,
+        traceparent=traces.traceparent() or "",
     )
 
 
@@ -88,6 +90,7 @@ def settle_message(report: Report) -> charges_pb2.SettleHold:
         overhead_ms=report.overhead_ms,
         first_token_ms=report.first_token_ms,
         streamed=report.streamed,
+        traceparent=traces.traceparent() or "",
     )
 
 

@@ -80,7 +80,8 @@ class Documents:
 
     def points(self, accepted: Accepted, operation: OperationDefinitionNode, variables: Mapping[str, object]) -> int:
         """Reckon what an operation costs with these variables."""
-        cost = guards.Cost(guards.fragments_of(accepted.document), self._weights, variables)
+        given = {**guards.defaults_of(operation), **variables}
+        cost = guards.Cost(guards.fragments_of(accepted.document), self._weights, given)
         return cost.points([operation.selection_set])
 
     def _read(self, text: str) -> Accepted | Invalid | Refused:

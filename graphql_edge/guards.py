@@ -31,6 +31,7 @@ DIRECTIVES_MAX = 20
 REPEATS_MAX = 20
 PAIRS_MAX = 600  # of fields under one name, each of which validation compares: about 10 µs a pair
 POINTS_MAX = 5_000
+FIRST_MAX = 10**6  # above every page, so that reckoning with it stays cheap
 CALL_POINTS = 10
 INTROSPECTION = frozenset({"__schema", "__type"})
 
@@ -152,9 +153,18 @@ class Cost:
                 value = self.variables.get(argument.value.name.value)
             elif isinstance(argument.value, IntValueNode):
                 value = int(argument.value.value[:10])
-            if isinstance(value, int):
-                rows = max(1, value)
+            if isinstance(value, int | float):  # JSON's 100.0 is an Int too
+                rows = max(1, int(min(value, FIRST_MAX)))
         return rows
+
+
+def defaults_of(operation: OperationDefinitionNode) -> dict[str, object]:
+    """Return the numbers that variables have where a request gives none."""
+    return {
+        definition.variable.name.value: int(definition.default_value.value[:10])
+        for definition in operation.variable_definitions or ()
+        if isinstance(definition.default_value, IntValueNode)
+    }
 
 
 def fragments_of(document: DocumentNode) -> dict[str, FragmentDefinitionNode]:

@@ -34,3 +34,13 @@ def within(limit_ms: float) -> Generator[None]:
         yield
     finally:
         _DEADLINE.reset(reset)
+
+
+@contextmanager
+def afresh() -> Generator[None]:
+    """Forget every outer deadline inside the block: for work that serves others too."""
+    reset = _DEADLINE.set(None)
+    try:
+        yield
+    finally:
+        _DEADLINE.reset(reset)

@@ -251,8 +251,8 @@ def _value(field: dataclasses.Field[Any], kind: Any, source: Source, *, required
     spec: Spec = field.metadata["spec"]
     kinds = _kinds(kind)
     found = source.find(spec.name)
-    if Secret in kinds and found is None:
-        found = _from_file(spec.name, source)
+    if Secret in kinds and (found is None or found[0] == ""):  # compose passes on what is not set as empty
+        found = _from_file(spec.name, source) or found
     if found is None or (found[0] == "" and type(None) in kinds):
         if field.default is dataclasses.MISSING:
             if required:
@@ -283,9 +283,7 @@ def _parse(spec: Spec, kind: Any, text: str) -> object:
     if kind is int:
         return _parse_int(spec, text)
     if kind is Secret:
-        if spec.name.endswith("_URL"):
-            _check_url(spec, text)
-        return Secret(text)
+        return Secret(_checked(spec, text))
     if kind is Path:
         return Path(text)
     if typing.get_origin(kind) is tuple:
@@ -295,8 +293,10 @@ def _parse(spec: Spec, kind: Any, text: str) -> object:
     return text
 
 
-def _check_url(spec: Spec, text: str) -> None:
-    """Refuse an address that a driver could not read: its error would quote parts of the password."""
+def _checked(spec: Spec, text: str) -> str:
+    """Return a secret, unless it is an address that no driver reads: its error would quote parts of the password."""
+    if not spec.name.endswith("_URL"):
+        return text
     try:
         hosts = urlsplit(text).netloc.rpartition("@")[2].split(",")  # PostgreSQL's may be several
         ports = [int(host.rpartition("]")[2].partition(":")[2] or 0) for host in hosts]
@@ -304,6 +304,7 @@ def _check_url(spec: Spec, text: str) -> None:
         ports = [-1]
     if "://" not in text or not all(0 <= port <= PORT_MAX for port in ports):
         raise SettingsError(spec.name, "is no URL; signs such as / # ? @ : in a password must be percent-encoded")
+    return text
 
 
 def _parse_int(spec: Spec, text: str) -> int:

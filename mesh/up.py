@@ -315,10 +315,7 @@ def _environment(plan: Plan, service: Service, replica: int, descriptor: int | N
     """Return what a service is told: a few basics, the settings it declares, and its place in this mesh."""
     environ = plan.source.environ
     found = {name: value for name, value in environ.items() if name in PASSED or name.startswith("PYTHON")}
-    declared = _declared(service)
-    if "valkey" not in service.needs:
-        declared -= {"MANDATE_REDIS_URL", "MANDATE_REDIS_URL_FILE"}
-    for name in sorted(declared):
+    for name in sorted(_declared(service)):
         if value := plan.source.find(name):
             found[name] = value[0]
     found |= {
@@ -342,10 +339,11 @@ def _environment(plan: Plan, service: Service, replica: int, descriptor: int | N
 
 
 def _declared(service: Service) -> set[str]:
-    """Name the settings that a service reads: every process's and its own."""
+    """Name the settings that a service is told: every process's and its own, of the cache only where it needs that."""
     module = importlib.import_module(f"{service.package}.settings")
     own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
-    return names_of(Runtime).union(*(names_of(cls) for cls in own if is_dataclass(cls)))
+    found = names_of(Runtime).union(*(names_of(cls) for cls in own if is_dataclass(cls)))
+    return found if "valkey" in service.needs else found - {"MANDATE_REDIS_URL", "MANDATE_REDIS_URL_FILE"}
 
 
 def _status(plan: Plan, supervisor: Supervisor) -> MeshStatus:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from gateway_svc.http.errors import DRAINING, REQUEST_ID
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
+from mesh.telemetry import traces
 
 READ_SECONDS_MAX = 60
 WRITE_SECONDS_MAX = 60
@@ -60,12 +62,35 @@ class Connection:
             self._lost = True
 
 
+class Seats:
+    """What each organization has in flight here; bounded, since those with nothing are forgotten."""
+
+    def __init__(self, each_max: int) -> None:
+        self._each_max = each_max
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def taken(self, organization_id: str) -> Generator[None]:
+        """Take a seat for the block; OVERLOADED when the organization has as many as it may."""
+        before = self._taken.get(organization_id, 0)
+        if before >= self._each_max:
+            raise Unavailable("OVERLOADED", "too many requests of one organization at once", retry_after_ms=500)
+        self._taken[organization_id] = before + 1
+        try:
+            yield
+        finally:
+            left = self._taken.pop(organization_id) - 1
+            if left:
+                self._taken[organization_id] = left
+
+
 class Endpoint:
     """Serves completions, so many at once and no more."""
 
     def __init__(self, completions: Completions, in_flight_max: int, instance: str) -> None:
         self._completions = completions
         self._in_flight_max = in_flight_max
+        self._seats = Seats(in_flight_max - in_flight_max // 4)
         self._instance = instance
         self._in_flight = 0
 
@@ -74,7 +99,12 @@ class Endpoint:
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         self._in_flight += 1
         try:
-            return await self._serve(request)
+            with traces.serving("POST /v1/chat/completions", request.headers.get("traceparent")) as span:
+                span.set("mandate.request_id", request[REQUEST_ID])
+                # A body is read for those alone who have a key, and no organization takes every seat.
+                agent = await self._completions.recognize(key_of(request))
+                with self._seats.taken(agent.organization_id):
+                    return await self._serve(request)
         finally:
             self._in_flight -= 1
 

@@ -56,6 +56,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return web.Response(status=CLIENT_CLOSED_REQUEST)
     except web.HTTPException as error:
         return _refusal(request, error)
+    except web.RequestPayloadError:
+        return response_of(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"))
     except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
         log.error("http.bug", bug, request_id=request[REQUEST_ID], path=request.path[:200])
         return response_of(Internal("INTERNAL", "the gateway failed"))

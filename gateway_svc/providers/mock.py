@@ -24,6 +24,7 @@ COMPLETION_TOKENS = 16
 TOKEN = "tok "  # noqa: S105  # 4 bytes, so that our own count of a stream that broke off agrees with the bill
 LATENCY_MS_MAX = 120_000
 EVENTS_MAX = 1_000
+DIGITS_MAX = 9
 CREATED = 1_750_000_000
 FIRST_ERROR, LAST_STATUS = 400, 599
 
@@ -169,7 +170,7 @@ class MockExchange:
 
 def _number(given: dict[str, str], name: str, default: int, maximum: int) -> int:
     text = given.get(name, str(default))
-    if not text.isdecimal() or int(text) > maximum:
+    if not text.isdecimal() or len(text) > DIGITS_MAX or int(text) > maximum:
         raise invalid("x-mock", f"{name} must be a whole number up to {maximum}")
     return int(text)
 

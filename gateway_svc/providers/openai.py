@@ -9,8 +9,9 @@ import orjson
 
 from gateway_svc.bounds import upstream_body
 from gateway_svc.credentials import Credential
-from gateway_svc.providers import Call, NotSent
+from gateway_svc.providers import BrokenOff, Call, NotSent
 from gateway_svc.providers.upstream import Answer, Upstream
+from gateway_svc.settlement import FIRST_ERROR_STATUS
 from mesh.errors import Unavailable
 
 
@@ -60,7 +61,10 @@ class OpenAIExchange:
         self.retry_after = answer.header("retry-after")
 
     async def body(self) -> bytes:
-        return await self._answer.body()
+        body = await self._answer.body()
+        if self.status < FIRST_ERROR_STATUS and not body.lstrip().startswith(b"{"):
+            raise BrokenOff("the answer is no completion")
+        return body
 
     def chunks(self) -> AsyncIterator[bytes]:
         return self._answer.chunks()

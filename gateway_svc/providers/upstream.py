@@ -9,10 +9,10 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from gateway_svc.providers import BrokenOff, NotSent
 
@@ -60,10 +60,11 @@ class Upstream:
     @asynccontextmanager
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncGenerator[Answer]:
         """Send a request once and give its answer; NotSent or BrokenOff when there is none."""
+        address = _address(url)
         if self._public_only:
-            _refuse_private_literal(url)
+            _refuse_private_literal(address)
         try:
-            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+            response = await self._session.post(address, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(type(error).__name__) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -150,10 +151,16 @@ async def _finish(response: aiohttp.ClientResponse) -> None:
         response.close()
 
 
-def _refuse_private_literal(url: str) -> None:
+def _address(url: str) -> URL:
+    try:
+        return URL(url)
+    except ValueError:
+        raise NotSent("this is no address") from None
+
+
+def _refuse_private_literal(url: URL) -> None:
     """Refuse an address written into the URL, which is never resolved; anything but https as well."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    host = url.host or ""  # as it will be connected to: other scripts' digits have become ours
     is_literal = ":" in host or host.replace(".", "").isdecimal()
-    if parts.scheme != "https" or not host or (is_literal and not is_public(host)):
+    if url.scheme != "https" or not host or (is_literal and not is_public(host)):
         raise NotSent("only public https addresses may be asked")

@@ -29,7 +29,7 @@ from mandate.ledger.v1 import charges_pb2_grpc as rpc
 from mesh import ids
 from mesh.db import Database
 from mesh.errors import Internal, MeshError, NotFound, invalid
-from mesh.telemetry import logs
+from mesh.telemetry import logs, traces
 
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
 HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
@@ -256,14 +256,17 @@ class Stream:
         self._answers.add(lambda response: response.MergeFrom(pb.ChargeResponse(beat=beat, lapsed=not alive)))
 
     async def _place(self, message: pb.PlaceHold) -> None:
-        outcome = await _caught(self._servicer.place(self._holder_id, message))
+        with traces.serving("ledger.place", message.traceparent or None):
+            outcome = await _caught(self._servicer.place(self._holder_id, message))
         if isinstance(outcome, Lapsed):
             self._answers.add(lambda response: response.MergeFrom(pb.ChargeResponse(lapsed=True)))
         answer = wire.hold_answer(message.request_id, outcome)
         self._answers.add(lambda response: response.holds.append(answer))
 
     async def _settle(self, message: pb.SettleHold) -> None:
-        answer = wire.settle_answer(message.request_id, await _caught(self._servicer.settle(message)))
+        with traces.serving("ledger.settle", message.traceparent or None):
+            outcome = await _caught(self._servicer.settle(message))
+        answer = wire.settle_answer(message.request_id, outcome)
         self._answers.add(lambda response: response.settles.append(answer))
 
     async def _void(self, message: pb.VoidHold) -> None:

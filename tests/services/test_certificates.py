@@ -11,9 +11,12 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]
 
-from mesh import certificates, probes
+from mesh import certificates, children, ports, probes, testing
+from mesh.chain.access import organizations_only
 from mesh.clock import SetClock, SystemClock
 from mesh.home import Home
+from mesh.server import Server
+from mesh.settings import Runtime
 from mesh.tls import Certificates
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -81,4 +84,24 @@ async def test_the_probe_of_one_home_is_refused_by_a_service_of_another(home: Ho
         assert not await probes.grpc_health(Certificates(home.tls, "operator"), "127.0.0.1", port)()
     finally:
         await server.stop(0)
+        other.wipe()
+
+
+async def test_a_workload_of_another_domain_is_nobody_here_although_one_authority_certified_both(
+    home: Home, tmp_path: Path
+) -> None:
+    other = Home.open(tmp_path / "other")
+    certificates.ensure(home, SystemClock())
+    for name in ("tls/ca.pem", "keys/ca.key"):
+        (other.path / name).write_bytes((home.path / name).read_bytes())
+    certificates.ensure(other, SystemClock())
+    base_port = children.free_port() - ports.GRPC["vault"]
+    runtime = Runtime(home=home.path, base_port=base_port, env_file=None)
+    server = Server("vault", runtime, [], testing.TestIssuer(), organizations_only)
+    await server.start()
+    try:
+        assert await probes.grpc_health(Certificates(home.tls, "operator"), "127.0.0.1", server.port)()
+        assert not await probes.grpc_health(Certificates(other.tls, "operator"), "127.0.0.1", server.port)()
+    finally:
+        await server.stop()
         other.wipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -166,7 +167,8 @@ def test_a_service_is_told_what_it_declares_and_nothing_of_the_owner(machine: Ma
     names = get(machine.port(70))
     assert "LEDGER_PEER_KEY" in names
     assert "MANDATE_LEDGER_DATABASE_URL" in names
-    for name in ("AWS_SECRET", "EDGE_PEER_KEY", "MANDATE_DATABASE_URL", "MANDATE_VAULT_DATABASE_URL"):
+    others = ("MANDATE_DATABASE_URL", "MANDATE_VAULT_DATABASE_URL", "MANDATE_REDIS_URL")
+    for name in ("AWS_SECRET", "EDGE_PEER_KEY", *others):
         assert name not in names
     assert machine.mandate("migrate")[0] == 0
     assert machine.mandate("down")[0] == 0
@@ -179,6 +181,33 @@ def test_a_killed_supervisor_takes_all_with_it_and_the_next_start_works(machine:
     assert machine.mandate("status")[0] == 3
     assert machine.mandate("up", "--detach")[0] == 0
     assert not any(children.is_running(process["pid"]) for process in found["processes"])
+    assert machine.mandate("down")[0] == 0
+
+
+def test_what_lies_where_it_is_started_is_not_imported(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('imported from the current folder')")
+    command = [sys.executable, "-P", "-m", "mesh", "up", "--detach"]
+    environment = machine.environment | {"MANDATE_HOME": str(tmp_path / "home")}
+    started = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    wiped = machine.mandate("down", "--wipe", MANDATE_HOME=str(tmp_path / "home"))
+    assert (started.returncode, started.stderr, wiped[0]) == (0, "", 0)
+
+
+def test_a_state_that_cannot_be_written_ends_nothing(machine: Machine) -> None:
+    assert machine.mandate("up", "--detach")[0] == 0
+    run = machine.folder / ".mandate" / "run"
+    vault = next(process["pid"] for process in machine.status()["processes"] if process["name"] == "vault")
+    run.rename(run.with_name("away"))
+    os.kill(vault, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            if "MANDATE_HOME" in get(machine.port(60)):
+                break
+    else:
+        pytest.fail("the vault did not come back")
+    run.with_name("away").rename(run)
     assert machine.mandate("down")[0] == 0
 
 
@@ -216,6 +245,8 @@ def test_a_port_in_use_is_named_before_anything_starts(machine: Machine, offset:
         ({"MANDATE_HOME": "/proc/sys/mandate"}, "cannot be used as a state folder"),
         ({"MANDATE_TLS_DIR": "/nowhere"}, "cannot be read"),
         ({"MANDATE_DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}, "the database could not be prepared"),
+        ({"MANDATE_DATABASE_URL": "postgresql://x:canary/1@127.0.0.1:1/x"}, "MANDATE_DATABASE_URL: is no URL"),
+        ({"VAULT_PEER_KEY_FILE": "/nowhere"}, "VAULT_PEER_KEY_FILE: cannot be read"),
     ],
 )
 def test_what_is_wrong_with_the_setup_is_one_line(machine: Machine, more: dict[str, str], problem: str) -> None:
@@ -224,6 +255,7 @@ def test_what_is_wrong_with_the_setup_is_one_line(machine: Machine, more: dict[s
     assert problem in err
     assert err.startswith("mandate: ")
     assert err.count("\n") == 1
+    assert "canary" not in err
 
 
 def test_a_refusal_in_the_background_reads_as_one_in_the_foreground(machine: Machine) -> None:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -58,6 +60,14 @@ async def test_rows_survive_a_killed_server_with_a_client_on_it(server: Postgres
     await server.prepare()
     async with children.started(server.argv(), server.ready, account=server.account, stop=postgres.STOP_SIGNAL):
         assert await fetch(server.owner_dsn, "SELECT number FROM kept") == 42
+
+
+async def test_a_socket_may_lie_where_any_sign_is_in_the_path(server: Postgres) -> None:
+    with tempfile.TemporaryDirectory(prefix="a b,c'\"") as folder:
+        odd = replace(server, sockets=Path(folder))
+        await odd.prepare()
+        async with children.started(odd.argv(), odd.ready, account=odd.account, stop=postgres.STOP_SIGNAL):
+            assert (odd.sockets / f".s.PGSQL.{odd.port}").is_socket()
 
 
 async def test_a_lock_file_that_names_a_stranger_is_removed(server: Postgres) -> None:

@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,28 @@ def test_wiping_removes_what_lies_outside_too(home: Home) -> None:
     home.data.mkdir(parents=True, exist_ok=True)
     home.wipe()
     assert not any(path.exists() for path in (home.path, home.data, home.sockets))
+
+
+def test_sockets_have_a_short_path_where_tmpdir_has_a_long_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    made = Home.open(long / "home")
+    try:
+        assert len(os.fsencode(made.sockets)) < 80
+    finally:
+        made.wipe()
+
+
+def test_a_home_that_was_removed_while_its_lock_was_waited_for_is_not_used(home: Home) -> None:
+    def wiped() -> None:
+        with home.lock():
+            time.sleep(0.3)
+            home.wipe()
+
+    with ThreadPoolExecutor(1) as pool:
+        wiping = pool.submit(wiped)
+        time.sleep(0.1)
+        with pytest.raises(HomeError, match="removed meanwhile"), home.lock():
+            pass
+        wiping.result()

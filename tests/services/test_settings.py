@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default() -> None:
         ({"MANDATE_HOST": "a", "MANDATE_ALLOW_UNKNOWN_SETTINGS": "perhaps"}, "MANDATE_ALLOW_UNKNOWN_SETTINGS"),
         ({"MANDATE_HOST": "a", "MANDATE_REDIS_URL_FILE": "/no/such/file"}, "MANDATE_REDIS_URL_FILE"),
         ({"MANDATE_HOST": "a", "MANDATE_LEGDER_POOL_SIZE": "3"}, "MANDATE_LEGDER_POOL_SIZE"),
+        ({"MANDATE_LEGDER_POOL_SIZE": "3", "MANDATE_ALLOW_UNKNOWN_SETTINGS": "no"}, "MANDATE_LEGDER_POOL_SIZE"),
+        ({"MANDATE_HOST": "a", "MANDATE_REDIS_URL_FILE": sys.executable}, "MANDATE_REDIS_URL_FILE"),
     ],
 )
 def test_what_is_wrong_is_one_line_that_names_the_setting(environ: dict[str, str], named: str) -> None:
@@ -54,9 +57,49 @@ def test_a_secret_may_come_from_a_file_and_shows_nowhere(tmp_path: Path) -> None
     assert found.secret is not None
     assert found.secret.reveal() == "redis://canary"
     assert "canary" not in repr(found)
+    empty = source(MANDATE_HOST="a", MANDATE_REDIS_URL="", MANDATE_REDIS_URL_FILE=str(tmp_path / "secret"))
+    assert settings.load(Sample, empty).secret == found.secret
     shown = settings.readings(source(MANDATE_REDIS_URL="redis://canary"))
     assert "canary" not in str(shown)
     assert {reading.spec.name: reading.origin for reading in shown}["MANDATE_REDIS_URL"] == "environment"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["canary", "redis://:canary/1@h:1/0", "redis://:can#ary@h:1/0", "redis://:canary@h:70000/0", "redis://[canary"],
+)
+def test_an_address_that_no_driver_reads_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^MANDATE_REDIS_URL: is no URL") as error:
+        settings.load(Sample, source(MANDATE_HOST="a", MANDATE_REDIS_URL=url))
+    assert "can" not in str(error.value).replace("can be", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p@a:1,b:2/x?sslmode=require", "redis://:p%2F@[::1]:1/0", "unix:///run/redis.sock", "redis://h"],
+)
+def test_every_kind_of_address_that_drivers_read_is_taken(url: str) -> None:
+    assert settings.load(Sample, source(MANDATE_HOST="a", MANDATE_REDIS_URL=url)).secret == Secret(url)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"MANDATE_HOST=a\nthis is = no setting\n", "line 2 is not NAME=value"),
+        (b"MANDATE_HOST=\xff\n", "UTF-8"),
+        (None, "No such"),
+    ],
+)
+def test_a_broken_dotenv_is_one_line(
+    content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        (tmp_path / "env").write_bytes(content)
+    monkeypatch.setenv("MANDATE_ENV_FILE", str(tmp_path / "env"))
+    with pytest.raises(SettingsError, match="MANDATE_ENV_FILE") as error:
+        Source.process()
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_name_may_be_allowed_for_a_rolling_change() -> None:

@@ -1,0 +1,47 @@
+"""An OpenTelemetry collector that keeps what it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Span:
+    service: str
+    name: str
+    trace_id: str
+
+
+@dataclass
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Serves OTLP over gRPC."""
+
+    address: str = ""
+    spans: list[Span] = field(default_factory=list)
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802  # the contract's name
+        for resource in request.resource_spans:
+            attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                self.spans += [Span(attributes["service.name"], span.name, span.trace_id.hex()) for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@asynccontextmanager
+async def collecting() -> AsyncGenerator[Collector]:
+    """Run a collector on a free port."""
+    collector = Collector()
+    server = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    collector.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield collector
+    finally:
+        await server.stop(0)
