@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up down demo test check bench-memory fmt protos docs lock clean
+.PHONY: help up down demo test check outside bench-memory fmt protos docs lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,9 @@ check: .venv/.protos ## Check style, types, imports, contracts and the rules of 
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/pytest -q tests/test_house.py tests/contracts
+
+outside: .venv/.protos ## Check against outside parties' own tools, fetched from PyPI
+	$(BIN)/pytest -q tests/outside
 
 bench-memory: .venv/.protos ## Measure an idle mesh: memory of each process, cold and warm start
 	$(BIN)/python -m tests.bench.idle_memory

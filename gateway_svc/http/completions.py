@@ -98,18 +98,18 @@ class Endpoint:
         if self._in_flight >= self._in_flight_max:
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         self._in_flight += 1
+        started_ms = monotonic_ms()
         try:
             with traces.serving("POST /v1/chat/completions", request.headers.get("traceparent")) as span:
                 span.set("mandate.request_id", request[REQUEST_ID])
                 # A body is read for those alone who have a key, and no organization takes every seat.
                 agent = await self._completions.recognize(key_of(request))
                 with self._seats.taken(agent.organization_id):
-                    return await self._serve(request)
+                    return await self._serve(request, started_ms)
         finally:
             self._in_flight -= 1
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        started_ms = monotonic_ms()
+    async def _serve(self, request: web.Request, started_ms: float) -> web.StreamResponse:
         clamp = request.headers.get("x-mandate-clamp", "").strip().lower()
         if clamp not in CLAMPS:
             raise InvalidArgument("INVALID_FIELD", "x-mandate-clamp must be on or off", field="x-mandate-clamp")

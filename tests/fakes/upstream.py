@@ -3,7 +3,9 @@
 It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
 answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
 `fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`,
-`pause_ms=20`, `clean-eof` (no [DONE] and no finish). An error echoes the key that it was sent.
+`pause_ms=20`, `clean-eof` (no [DONE] and no finish), `unstreamed` (a stream is answered as a whole), `zeros-first` (a
+stream begins with figures of zero), `nested` (an error that is 400 deep), `leak` (the key in `retry-after`). An error
+echoes the key that it was sent.
 """
 
 from __future__ import annotations
@@ -42,13 +44,11 @@ class FakeUpstream:
         orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
         status = int(orders.get("status", "200"))
         answer = Answer(body, orders)
-        self._write_down(request, answer, billed=status < 400)
+        self._write_down(request, answer, billed=status < 300)
         await asyncio.sleep(int(orders.get("latency_ms", "0")) / 1000)
-        if status >= 400:
-            key = request.headers.get("authorization", "")
-            error = {"message": f"refused {key}", "type": "fake", "param": None, "code": "as_ordered"}
-            return web.json_response({"error": error}, status=status, headers={"retry-after": "7"})
-        if not body.get("stream"):
+        if status >= 300:
+            return _refusal(request, orders, status)
+        if not body.get("stream") or "unstreamed" in orders:
             if "die" in orders:
                 _cut(request)
             return web.json_response(answer.whole())
@@ -147,6 +147,9 @@ class Answer:
         if "clean-eof" not in self.orders:
             choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}]
         events = [json.dumps({**head, "choices": [choice], "usage": None}) for choice in choices]
+        if "zeros-first" in self.orders:
+            zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+            events[0] = json.dumps({**head, "choices": [choices[0]], "usage": zeros})
         wanted = (self.body.get("stream_options") or {}).get("include_usage")
         if wanted and self.orders.get("usage") != "missing":
             events.append(json.dumps({**head, "choices": [], "usage": self.usage()}))
@@ -213,6 +216,16 @@ def orders_of(*texts: str) -> dict[str, str]:
             name, _, value = part.partition("=")
             orders[name] = value
     return orders
+
+
+def _refusal(request: web.Request, orders: dict[str, str], status: int) -> web.Response:
+    key = request.headers.get("authorization", "")
+    error: dict[str, Any] = {"message": f"refused {key}", "type": "fake", "param": None, "code": "as_ordered"}
+    if "nested" in orders:
+        text = json.dumps({"error": error})[:-2] + ', "more": ' + "[" * 400 + "]" * 400 + "}}"
+        return web.Response(text=text, status=status, content_type="application/json")
+    after = key if "leak" in orders else "7"
+    return web.json_response({"error": error}, status=status, headers={"retry-after": after})
 
 
 def _cut(request: web.Request) -> None:

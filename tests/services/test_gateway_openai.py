@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
+from openai import APIError, AsyncOpenAI
 
 from mandate.vault.v1 import credentials_pb2
 from mesh import children, ids
@@ -199,3 +199,45 @@ async def test_an_organizations_own_key_goes_before_the_platforms(
         await call(mesh.credentials.AddCredential, request)
     answer = await gateway.ask(tenant, ASK)
     assert upstream.billed(answer.headers["x-request-id"])["key_end"] == own[-6:]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_redirection_is_an_error_that_costs_nothing(
+    gateway: RunningGateway, tenant: Tenant, *, stream: bool
+) -> None:
+    answer = await gateway.ask(tenant, {**ASK, "stream": stream, "user": "x:status=302"})
+    assert (answer.status, answer.code) == (502, "upstream_error")
+    row = await tenant.used(answer.headers["x-request-id"])
+    assert (row.charged_micros, row.outcome, row.http_status) == (0, "upstream_error", 302)
+
+
+async def test_a_providers_headers_carry_no_secret(gateway: RunningGateway, tenant: Tenant) -> None:
+    answer = await gateway.ask(tenant, {**ASK, "user": "x:status=429;leak"})
+    assert (answer.status, answer.headers.get("retry-after")) == (429, None)
+    assert PLATFORM_KEY not in str(answer.headers)
+
+
+async def test_an_error_that_nests_deeply_is_still_told(gateway: RunningGateway, tenant: Tenant) -> None:
+    answer = await gateway.ask(tenant, {**ASK, "user": "x:status=400;nested"})
+    assert (answer.status, answer.code) == (400, "as_ordered")
+
+
+async def test_figures_from_before_the_words_came_do_not_make_a_broken_stream_free(
+    gateway: RunningGateway, tenant: Tenant
+) -> None:
+    answer = await gateway.ask(tenant, {**ASK, "stream": True, "user": "x:zeros-first;words=20;die=15"})
+    row = await tenant.used(answer.headers["x-request-id"])
+    assert (row.outcome, row.estimated) == ("upstream_cut", True)
+    assert (row.input_tokens, row.output_tokens) > (0, 13)
+
+
+async def test_an_answer_that_is_no_stream_is_an_error_and_charged_at_what_was_held(
+    gateway: RunningGateway, tenant: Tenant
+) -> None:
+    async with AsyncOpenAI(api_key=tenant.key, base_url=f"{gateway.url}/v1", max_retries=0) as client:
+        stream = await client.chat.completions.create(**ASK, stream=True, user="x:unstreamed")
+        with pytest.raises(APIError) as raised:
+            [chunk async for chunk in stream]
+    assert raised.value.code == "upstream_cut"
+    row = await tenant.used(stream.response.headers["x-request-id"])
+    assert (row.outcome, row.output_tokens, row.estimated) == ("upstream_cut", 64, True)
