@@ -39,7 +39,7 @@ SERVICES: tuple[Service, ...] = (
     Service(
         name="edge",
         package="graphql_edge",
-        needs=("valkey", "identity", "vault", "ledger", "gateway"),
+        needs=("identity", "vault", "ledger", "gateway"),
         grpc=None,
         metrics=90,
         http=True,

@@ -45,6 +45,12 @@ def test_the_output_is_the_least_of_client_model_and_policy(fields: Any, rule: P
     assert bound(chat(**fields), GPT, rule, clamp=True).output_tokens_wanted == wanted
 
 
+def test_more_choices_than_tokens_that_a_policy_allows_are_refused() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        bound(chat(n=16), GPT, limited(per_request=15), clamp=True)
+    assert raised.value.details["field"] == "n"
+
+
 def test_a_clamp_goes_down_to_16_tokens_and_no_further() -> None:
     assert bound(chat(max_tokens=100), GPT, ANYTHING, clamp=True).output_tokens_min == 16
     assert bound(chat(max_tokens=5), GPT, ANYTHING, clamp=True).output_tokens_min == 5
@@ -73,7 +79,7 @@ def test_the_mock_counts_a_token_for_every_four_bytes(texts: list[str]) -> None:
     "fields",
     [
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        {"messages": [{"role": "user", "content": "hi", "some_new_field": 1}]},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
         {"some_new_field": 1},
     ],
@@ -103,6 +109,11 @@ def test_text_that_may_pass_the_window_is_refused() -> None:
         {"prediction": {"type": "content", "content": "x"}},
         {"service_tier": "priority"},
         {"tools": [{"type": "web_search"}]},
+        {"models": ["a-model-that-is-not-allowed"]},
+        {"best_of": 20},
+        {"max_output_tokens": 100_000},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]},
     ],
 )
 def test_what_no_price_covers_is_refused(fields: Any) -> None:

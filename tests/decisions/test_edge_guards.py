@@ -153,3 +153,24 @@ def test_documents_are_remembered_up_to_a_maximum(documents: Documents) -> None:
     for number in range(300):
         documents.admit(f"query Q{number} {{ me {{ id }} }}")
     assert documents.remembered == 256
+
+
+@pytest.mark.parametrize(
+    ("document", "variables"),
+    [
+        ("query($n: Int! = 100) {me {organizations(first: $n) {nodes {id}}}}", {}),
+        ("query($n: Int!) {me {organizations(first: $n) {nodes {id}}}}", {"n": 100.0}),
+        ("query($n: Int!) {me {organizations(first: $n) {nodes {id}}}}", {"n": 100}),
+    ],
+)
+def test_a_page_costs_the_same_however_its_size_is_given(
+    documents: Documents, document: str, variables: dict[str, object]
+) -> None:
+    def points(text: str, given: dict[str, object]) -> int:
+        admitted = documents.admit(text)
+        assert isinstance(admitted, Accepted)
+        selected = admitted.operation(None)
+        assert selected is not None
+        return documents.points(admitted, selected, given)
+
+    assert points(document, variables) == points("{me {organizations(first: 100) {nodes {id}}}}", {})

@@ -271,6 +271,11 @@ async def test_what_is_wrong_with_a_request_is_named(
     assert (answer.status, answer.code, answer.json["error"]["param"]) == (status, code, param)
 
 
+async def test_a_number_of_five_thousand_digits_is_no_order(gateway: RunningGateway, tenant: Tenant) -> None:
+    answer = await gateway.ask(tenant, HELLO, x_mock=f"latency_ms={'9' * 5_000}")
+    assert (answer.status, answer.code) == (400, "invalid_field")
+
+
 async def test_a_wrong_order_to_the_mock_is_named_and_nothing_stays_held(gateway: RunningGateway) -> None:
     tenant = await gateway.mesh.tenant(10_000_000)
     answer = await gateway.ask(tenant, HELLO, x_mock="explode=1")
@@ -310,3 +315,26 @@ async def test_a_draining_gateway_finishes_what_is_open(mesh: Mesh, tmp_path: Pa
         answer = await asking
         assert (answer.status, answer.headers["connection"]) == (200, "close")
     assert await tenant.wallet() == (10_000_000 - HELLO_MICROS, 0)
+
+
+async def test_no_organization_takes_every_seat(mesh: Mesh, tenant: Tenant, tmp_path: Path) -> None:
+    other = await mesh.tenant()
+    async with gateway_running(mesh, tmp_path, in_flight_max=4) as small:
+        greedy = [asyncio.ensure_future(small.ask(tenant, HELLO, x_mock="latency_ms=600")) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        assert (await small.ask(other, HELLO)).status == 200
+        assert sorted(answer.status for answer in await asyncio.gather(*greedy)) == [200, 200, 200, 503]
+
+
+async def test_a_stranger_is_refused_before_a_body_is_waited_for(gateway: RunningGateway) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+    async with asyncio.timeout(5):
+        assert b" 401 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_body_that_is_not_what_its_headers_say_is_400(gateway: RunningGateway, tenant: Tenant) -> None:
+    answer = await gateway.ask(tenant, b"not gzip", content_encoding="gzip")
+    assert (answer.status, answer.code) == (400, "bad_request")

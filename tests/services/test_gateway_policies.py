@@ -201,6 +201,17 @@ async def test_tokens_per_minute_count_what_was_used_not_what_was_held(gateway: 
     assert answers[0].headers["x-ratelimit-limit-tokens"] == "100"
 
 
+async def test_what_was_never_sent_takes_no_tokens_of_a_minute(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant()
+    await gateway.limit(tenant, tenant.family.agent_id, tokens_per_minute=1_000)
+    await asyncio.sleep(0.6)
+    body = {**HELLO, "max_tokens": 900}
+    for _ in range(2):  # an order that is wrong is found after the hold
+        assert (await gateway.ask(tenant, body, x_mock="status=1")).status == 400
+    answer = await gateway.ask(tenant, body)
+    assert answer.status == 200, answer.body
+
+
 async def test_without_valkey_only_agents_with_a_rate_are_refused(mesh: Mesh, tmp_path: Path) -> None:
     free, limited = await mesh.tenant(), await mesh.tenant()
     async with gateway_running(mesh, tmp_path) as well:
