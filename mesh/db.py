@@ -85,6 +85,13 @@ class Database:
         async with self.connection() as connection:
             return await connection.fetchrow(query, *values)
 
+    async def one(self, query: str, *values: object) -> Row:
+        """Run one statement that always answers a row, such as a call of a function."""
+        row = await self.row(query, *values)
+        if row is None:
+            raise LookupError("a statement that always answers a row answered none")
+        return row
+
     async def value(self, query: str, *values: object) -> Any:
         """Run one statement and return the first column of its first row."""
         async with self.connection() as connection:

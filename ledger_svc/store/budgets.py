@@ -36,7 +36,7 @@ class NewBudget:
 
 async def create(db: Database, organization_id: str, budget: NewBudget, actor: str) -> tuple[str, str]:
     """Open a budget; return its id, and the field that differs when the key was used for another ("" otherwise)."""
-    row = await db.row(
+    row = await db.one(
         "SELECT budget, field FROM create_budget($1, $2, $3, $4, $5, $6, $7, $8)",
         organization_id,
         budget.id,
@@ -47,7 +47,6 @@ async def create(db: Database, organization_id: str, budget: NewBudget, actor: s
         budget.auto_disable,
         actor,
     )
-    assert row is not None  # noqa: S101
     return row["budget"], row["field"]
 
 

@@ -32,7 +32,7 @@ ENDS = {2: "settled", 3: "resolved"}
 async def place(db: Database, organization_id: str, items: Sequence[tuple[Placing, bool]]) -> list[Placed]:
     """Decide holds of one holder in order; each comes with whether an in-flight refusal is its final answer."""
     placings = [item for item, _ in items]
-    row = await db.row(
+    row = await db.one(
         "SELECT status, output_tokens, ceiling, blocker, target, short, replayed, field "
         "FROM place_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         organization_id,
@@ -52,7 +52,6 @@ async def place(db: Database, organization_id: str, items: Sequence[tuple[Placin
         [item.bound.flat_micros for item in placings],
         [final for _, final in items],
     )
-    assert row is not None  # noqa: S101  # a function with OUT parameters always answers one row
     return [_placed(*fields) for fields in zip(*row.values(), strict=True)]
 
 
@@ -81,7 +80,7 @@ def _placed(  # noqa: PLR0913, PLR0917  # one parameter a column of the answer
 
 async def settle(db: Database, organization_id: str, items: Sequence[Settling]) -> list[SettleOutcome]:
     """Charge completions at their holds' prices."""
-    row = await db.row(
+    row = await db.one(
         "SELECT status, charged, breach, replayed, field, balance "
         "FROM settle_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         organization_id,
@@ -103,7 +102,6 @@ async def settle(db: Database, organization_id: str, items: Sequence[Settling]) 
         [item.first_token_ms for item in items],
         [item.streamed for item in items],
     )
-    assert row is not None  # noqa: S101
     balance: int = row["balance"]
     columns = (row["status"], row["charged"], row["breach"], row["replayed"], row["field"])
     return [_settled(*fields, balance) for fields in zip(*columns, strict=True)]
@@ -125,14 +123,13 @@ def _settled(status: int, charged: int, breach: int, replayed: bool, field: str,
 
 async def void(db: Database, organization_id: str, items: Sequence[Voiding]) -> list[VoidOutcome]:
     """Give holds back; a key that was never placed is closed for ever."""
-    row = await db.row(
+    row = await db.one(
         "SELECT status, replayed FROM void_holds($1, $2, $3, $4)",
         organization_id,
         [item.request_id for item in items],
         [item.agent_id for item in items],
         [item.reason for item in items],
     )
-    assert row is not None  # noqa: S101
     return [
         Voided(replayed) if status == 1 else Ended(ENDS[status])
         for status, replayed in zip(row["status"], row["replayed"], strict=True)

@@ -50,7 +50,7 @@ async def post(  # noqa: PLR0913, PLR0917  # one parameter a column of the posti
     db: Database, organization_id: str, key: str, kind: str, amount_micros: int, purchase: str, actor: str, reason: str
 ) -> Posted:
     """Post a purchase, refund or adjustment; below 0 takes from the wallet."""
-    row = await db.row(
+    row = await db.one(
         "SELECT status, replayed, field, seq FROM post_by_hand($1, $2, $3, $4, $5, $6, $7)",
         organization_id,
         key,
@@ -60,7 +60,6 @@ async def post(  # noqa: PLR0913, PLR0917  # one parameter a column of the posti
         actor,
         reason,
     )
-    assert row is not None  # noqa: S101
     return Posted(row["status"], row["replayed"], row["field"], row["seq"])
 
 
@@ -68,7 +67,7 @@ async def resolve(  # noqa: PLR0913, PLR0917  # likewise
     db: Database, organization_id: str, key: str, request_id: str, actual_micros: int | None, actor: str, reason: str
 ) -> Posted:
     """Decide an uncertain hold."""
-    row = await db.row(
+    row = await db.one(
         "SELECT status, replayed, field FROM resolve_hold($1, $2, $3, $4, $5, $6)",
         organization_id,
         key,
@@ -77,7 +76,6 @@ async def resolve(  # noqa: PLR0913, PLR0917  # likewise
         actor,
         reason,
     )
-    assert row is not None  # noqa: S101
     return Posted(row["status"], row["replayed"], row["field"], None)
 
 

@@ -207,7 +207,7 @@ async def test_what_was_never_sent_takes_no_tokens_of_a_minute(gateway: RunningG
     await asyncio.sleep(0.6)
     body = {**HELLO, "max_tokens": 900}
     for _ in range(2):  # an order that is wrong is found after the hold
-        assert (await gateway.ask(tenant, body, x_mock="status=1")).status == 400
+        assert (await gateway.ask(tenant, body, x_mock="usage=odd")).status == 400
     answer = await gateway.ask(tenant, body)
     assert answer.status == 200, answer.body
 
