@@ -46,6 +46,17 @@ def reasons() -> Iterator[Reason]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and (kind := _kind_of(node.func)) is not None:
                 yield _reason(node, kind, f"{path.relative_to(ROOT)}:{node.lineno}")
+            if isinstance(node, ast.ClassDef) and (kind := next(filter(None, map(_kind_of, node.bases)), None)):
+                yield from _made_by_a_kind_of_its_own(node, kind, str(path.relative_to(ROOT)))
+
+
+def _made_by_a_kind_of_its_own(made: ast.ClassDef, kind: str, place: str) -> Iterator[Reason]:
+    """Find the reason that a subclass gives to `super().__init__`; a kind itself passes on what it is given."""
+    for node in ast.walk(made):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "__init__":
+            found = _reason(node, kind, f"{place}:{node.lineno}")
+            if found.reason is not None:
+                yield found
 
 
 def _kind_of(function: ast.expr) -> str | None:

@@ -154,7 +154,7 @@ class Cost:
             elif isinstance(argument.value, IntValueNode):
                 value = int(argument.value.value[:10])
             if isinstance(value, int | float):  # JSON's 100.0 is an Int too
-                rows = max(1, int(min(value, FIRST_MAX)))
+                rows = int(max(1, min(value, FIRST_MAX)))
         return rows
 
 

@@ -202,7 +202,11 @@ async def _read(request: web.Request) -> Request:
     """Read a GraphQL request; ValueError says what is wrong with it, HTTPException that it is none."""
     if request.content_type != JSON:
         raise web.HTTPUnsupportedMediaType
-    body = await request.read()
+    try:
+        body = await request.read()
+    except web.RequestPayloadError:
+        message = "the body is not what its headers say"
+        raise ValueError(message) from None
     try:
         sent: Any = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -39,7 +39,7 @@ def build(runtime: Runtime, settings: EdgeSettings, over: Stubs) -> Edge:
 @asynccontextmanager
 async def listening(app: web.Application, accepting: socket.socket, drain_seconds: int) -> AsyncGenerator[None]:
     """Accept on a socket inside the block; at its end wait for requests in flight."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_seconds)
+    runner = web.AppRunner(app, access_log=None, logger=logs.http(), shutdown_timeout=drain_seconds)
     await runner.setup()
     try:
         await web.SockSite(runner, accepting, backlog=BACKLOG).start()

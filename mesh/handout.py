@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from mesh.services import Service
 
-KEY_FILES = {"identity": "identity.key", "vault": "vault.json"}
+# What a service's key is called in the home, and in its own folder, where <service>.key is that of its certificate.
+KEY_FILES = {"identity": ("identity.key", "sealing.key"), "vault": ("vault.json", "vault.json")}
 
 
 def main(arguments: list[str]) -> int:
@@ -60,5 +61,6 @@ def _belongings(plan: Plan, service: Service) -> Iterator[tuple[str, bytes]]:
     if service.database:
         dsn = addresses(plan.owner_dsn, plan.passwords).services[service.name]
         yield "database_url", dsn.reveal().encode()
-    if (key_file := KEY_FILES.get(service.name)) is not None:
-        yield key_file, (plan.home.keys / key_file).read_bytes()
+    if service.name in KEY_FILES:
+        kept, handed = KEY_FILES[service.name]
+        yield handed, (plan.home.keys / kept).read_bytes()

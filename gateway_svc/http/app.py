@@ -58,6 +58,7 @@ class HttpServer:
             app,
             handle_signals=False,
             access_log=None,
+            logger=logs.http(),
             shutdown_timeout=float(runtime.drain_seconds),
             max_line_size=HEADER_BYTES_MAX,
             max_field_size=HEADER_BYTES_MAX,

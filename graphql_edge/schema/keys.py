@@ -9,7 +9,7 @@ import strawberry
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from graphql_edge.operation import Operation
-from graphql_edge.schema.errors import Payload
+from graphql_edge.schema.errors import Payload, invalid
 from graphql_edge.schema.fields import Info, Keyed, key_of, mutation
 from graphql_edge.schema.pages import Connection, connection, size_of
 from graphql_edge.schema.scalars import optional_time, time_of
@@ -111,5 +111,8 @@ def _stamp(time: datetime | None) -> Timestamp | None:
     if time is None:
         return None
     stamp = Timestamp()
-    stamp.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
+    try:
+        stamp.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
+    except (OverflowError, ValueError):
+        raise invalid("expiresAt", "must be a time of the years 1 to 9999, in UTC too") from None
     return stamp

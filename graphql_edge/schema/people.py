@@ -13,6 +13,7 @@ from graphql_edge.schema.fields import Info, Keyed, field, key_of, mutation, ref
 from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size_of
 from graphql_edge.schema.scalars import time_of
 from mandate.identity.v1 import directory_pb2, people_pb2
+from mesh import ids
 from mesh.clock import SystemClock
 from mesh.errors import Code
 from mesh.secret import Secret
@@ -71,8 +72,8 @@ def person_of(message: people_pb2.Person) -> Person:
 
 
 @strawberry.input
-class SignUpInput(Keyed):
-    """Who signs up; a password has 10 to 1,024 characters."""
+class SignUpInput:
+    """Who signs up; a password has 10 to 1,024 characters. A repeat finds the email taken."""
 
     email: str
     password: str
@@ -80,8 +81,8 @@ class SignUpInput(Keyed):
 
 
 @strawberry.input
-class LogInInput(Keyed):
-    """Who logs in."""
+class LogInInput:
+    """Who logs in; each time is another session."""
 
     email: str
     password: str
@@ -128,14 +129,15 @@ class PeopleMutations:
     async def sign_up(self, info: Info, input: SignUpInput) -> SessionPayload | None:
         """Create a person and log them in."""
         request = people_pb2.SignUpRequest(
-            email=input.email, password=input.password, name=input.name, request_id=key_of(input)
+            email=input.email, password=input.password, name=input.name, request_id=ids.new(ids.Kind.REQUEST)
         )
         return await _begun(info, await info.context.call(info.context.stubs.people.SignUp, request))
 
     @refusable(also=UNKNOWN_PERSON)
     async def log_in(self, info: Info, input: LogInInput) -> SessionPayload | None:
         """Open a session."""
-        request = people_pb2.LogInRequest(email=input.email, password=input.password, request_id=key_of(input))
+        request_id = ids.new(ids.Kind.REQUEST)
+        request = people_pb2.LogInRequest(email=input.email, password=input.password, request_id=request_id)
         return await _begun(info, await info.context.call(info.context.stubs.people.LogIn, request))
 
     @mutation

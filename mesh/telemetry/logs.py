@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,21 @@ class Log:
     def error(self, event: str, error: BaseException, **fields: object) -> None:
         """Record a failure with its traceback."""
         self._logger.error(event, exc_info=error, extra={"fields": fields})
+
+
+class HttpLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp says of requests, without its errors' texts: they quote bad headers, which may hold a key."""
+
+    def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
+        """Tell the kind of a failure alone."""
+        failure = kwargs.pop("exc_info", None)
+        kwargs["extra"] = {"fields": {"error": type(failure).__name__}} if isinstance(failure, BaseException) else {}
+        return msg, kwargs
+
+
+def http() -> HttpLog:
+    """Return the log for aiohttp's servers."""
+    return HttpLog(logging.getLogger("aiohttp.server"))
 
 
 def get(name: str) -> Log:

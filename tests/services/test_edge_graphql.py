@@ -107,6 +107,13 @@ async def test_a_key_is_told_once_and_revoked(ada: Asker) -> None:
     assert [key["id"] for key in listed] == [issued["apiKey"]["id"]]
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_an_end_of_a_key_beyond_all_years_is_a_user_error(ada: Asker, time: str) -> None:
+    agent = await ada.agent(await ada.organization())
+    payload = await ada.payload("issueApiKey", "plaintext", agentId=agent.id, name="laptop", expiresAt=time)
+    assert [(error["code"], error["field"]) for error in payload["userErrors"]] == [("INVALID_FIELD", "expiresAt")]
+
+
 async def test_an_organization_lists_the_keys_of_one_of_its_agents(ada: Asker) -> None:
     agent = await ada.agent(await ada.organization())
     await ada.made("issueApiKey", "apiKey { id }", agentId=agent.id, name="laptop")

@@ -283,3 +283,9 @@ async def test_without_identity_nothing_is_guessed(house: House, addresses: Mapp
         answer = await edge.post("{ me { id } }", authorization="Bearer mses_any")
         assert answer.status_code == 503
         assert answer.json()["errors"][0]["extensions"]["service"] == "identity"
+
+
+async def test_a_body_that_is_not_what_its_headers_say_is_a_bad_request(edge: RunningEdge) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = await edge.client.post(f"{edge.url}/graphql", content=b"not gzip", headers=headers)
+    assert (answer.status_code, answer.json()["errors"][0]["extensions"]["code"]) == (400, "BAD_REQUEST")

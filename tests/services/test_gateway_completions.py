@@ -338,3 +338,16 @@ async def test_a_stranger_is_refused_before_a_body_is_waited_for(gateway: Runnin
 async def test_a_body_that_is_not_what_its_headers_say_is_400(gateway: RunningGateway, tenant: Tenant) -> None:
     answer = await gateway.ask(tenant, b"not gzip", content_encoding="gzip")
     assert (answer.status, answer.code) == (400, "bad_request")
+
+
+async def test_a_key_in_a_header_that_cannot_be_read_stays_out_of_the_log(
+    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization Bearer cpk_canary\r\n\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    told = "".join(f"{record.getMessage()} {record.exc_info}" for record in caplog.records)
+    assert "Error handling request" in told
+    assert "cpk_canary" not in told

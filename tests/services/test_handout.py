@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from identity_svc.signing import read_sealing_key
 from mesh import db
 from mesh.secret import Secret
 from mesh.services import SERVICES
@@ -13,7 +14,7 @@ from mesh.testing import House
 from mesh.tls import Certificates
 from vault_svc import root
 
-OWN = {"identity": {"identity.key", "database_url"}, "vault": {"vault.json", "database_url"}, "edge": set[str]()}
+OWN = {"identity": {"sealing.key", "database_url"}, "vault": {"vault.json", "database_url"}, "edge": set[str]()}
 
 
 def init(house: House, into: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +41,9 @@ def test_each_service_is_handed_what_is_its_own_and_no_more(into: Path) -> None:
 
 
 async def test_what_was_handed_out_works(into: Path) -> None:
-    Certificates(into / "vault", "vault").client()
+    for service in SERVICES:
+        Certificates(into / service.name, service.name).client()
+    assert read_sealing_key(into / "identity" / "sealing.key")
     assert root.read(into / "vault" / "vault.json")
     dsn = Secret((into / "vault" / "database_url").read_text())
     async with db.connect(dsn, service="vault") as database:
