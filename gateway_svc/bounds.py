@@ -198,12 +198,15 @@ def _refuse_unpriced(document: JsonObject) -> None:
 def _refuse_unpriced_parts(messages: Sequence[JsonObject]) -> None:
     """Let no sound or film pass, nor a reference to one that the provider keeps."""
     for index, message in enumerate(messages):
-        sounds = any(
-            isinstance(part, dict) and part.get("type") in UNPRICED_PARTS for part in _parts(message.get("content"))
-        )
-        if sounds or message.get("audio") is not None:
-            field = f"messages[{index}]"
-            raise InvalidArgument("UNPRICED_FIELD", f"{field}: no price covers sound or film", field=field)
+        if message.get("audio") is not None:
+            raise _unpriced_sound(f"messages[{index}].audio")
+        for place, part in enumerate(_parts(message.get("content"))):
+            if isinstance(part, dict) and part.get("type") in UNPRICED_PARTS:
+                raise _unpriced_sound(f"messages[{index}].content[{place}]")
+
+
+def _unpriced_sound(field: str) -> InvalidArgument:
+    return InvalidArgument("UNPRICED_FIELD", f"{field}: no price covers sound or film", field=field)
 
 
 def _refuse_foreign_tools(tools: Json) -> None:

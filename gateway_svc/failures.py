@@ -16,6 +16,7 @@ from mesh.errors import Code, MeshError, Unavailable
 from mesh.secret import Secret
 
 AUTH_STATUSES = (401, 403)
+WORTH_A_RETRY = frozenset({408, 409, 425, 429, *range(500, 600)})  # of a provider's statuses, as SDKs see it
 FIRST_CLIENT_ERROR, BAD_GATEWAY = 400, 502
 KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
 RETRY_AFTER = re.compile(r"[0-9]{1,6}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")  # RFC 9110, 10.2.3
@@ -44,9 +45,8 @@ REASONS: dict[str, tuple[int, str]] = {
     "METHOD_NOT_ALLOWED": (405, "invalid_request_error"),
     "UPSTREAM_UNREACHABLE": (502, "upstream_error"),
     "UPSTREAM_CUT": (502, "upstream_error"),
-    "UPSTREAM_AUTH_FAILED": (502, "upstream_error"),
 }
-NOT_RETRIED = {"UPSTREAM_CUT", "UPSTREAM_AUTH_FAILED", "PROVIDER_NOT_CONFIGURED"}  # a retry might be billed again
+NOT_RETRIED = {"UPSTREAM_CUT", "SETTLEMENT_PENDING", "PROVIDER_NOT_CONFIGURED"}  # a retry might be billed again
 
 
 @dataclass(frozen=True, slots=True)

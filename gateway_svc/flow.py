@@ -149,8 +149,11 @@ class Completions:
         settled = await passage.settle(ending, client_gone=client.gone())
         if exchange.status < FIRST_ERROR_STATUS:
             return Reply(OK, receipt.in_body(body, settled), passage.headers)
+        headers = passage.headers
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, call.model.provider)
+        if exchange.status not in failures.WORTH_A_RETRY:
+            headers["x-should-retry"] = "false"
         status, told = failures.told(exchange.status, body, call.secret)
         headers = passage.headers
         if after := failures.retry_after(exchange.retry_after):
