@@ -101,14 +101,14 @@ class Ledger:
                 answer = await asyncio.shield(item.answer)
         except TimeoutError:
             log.warn("settle.late", request_id=report.request_id)
-            raise _unavailable() from None
+            raise _pending() from None
         if not isinstance(answer, charges_pb2.SettleAnswer):
-            raise _unavailable()
+            raise _pending()
         try:
             return wire.settle_outcome(answer)
         except MeshError as error:
             log.warn("settle.refused", request_id=report.request_id, reason=error.reason)
-            raise _unavailable() from None
+            raise _pending() from None
 
     def settle_later(self, report: Report) -> None:
         """Charge what was used without waiting for the answer."""
@@ -241,3 +241,7 @@ def _answers(response: charges_pb2.ChargeResponse) -> Iterator[Answer]:
 
 def _unavailable() -> Unavailable:
     return Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger cannot take this now", retry_after_ms=500)
+
+
+def _pending() -> Unavailable:
+    return Unavailable("SETTLEMENT_PENDING", "the model answered, and its charge is still to be committed")

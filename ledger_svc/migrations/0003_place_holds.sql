@@ -141,7 +141,8 @@ BEGIN
       blocker[i] := CASE WHEN v_worst = 1 THEN 'wallet' ELSE a_budget[v_worst] END;
       target[i] := a_target[v_worst];
       short[i] := greatest(v_least - v_headroom, 0);
-      IF status[i] = 2 AND a_auto[v_worst] AND NOT a_disabled[v_worst] THEN
+      -- Only what would fit an empty window says that this one is used up: else one absurd request stopped everybody.
+      IF status[i] = 2 AND a_auto[v_worst] AND NOT a_disabled[v_worst] AND v_least <= -a_floor[v_worst] THEN
         a_disabled[v_worst] := true;
         w_disable := w_disable || a_budget[v_worst];
       END IF;

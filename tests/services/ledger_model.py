@@ -77,7 +77,7 @@ class Model:
             spent = min(limits, key=lambda account: account.settled - account.floor)
             if least * self.token_micros <= spent.settled - spent.floor:
                 return "IN_FLIGHT", 0
-            if spent.budget and spent.budget.auto:
+            if spent.budget and spent.budget.auto and least * self.token_micros <= -spent.floor:
                 spent.budget.disabled = True
             return "EXHAUSTED", 0
         tokens = min(wanted, free // self.token_micros)

@@ -25,7 +25,7 @@ async def busy(ledger: RunningLedger) -> Tenant:
     await spender.void("voided")
     await spender.lapse()
     again = await spender.again()
-    await again.place('quote " and \\ and é', 1_000)
+    await again.place('quote " and \\ and é', 12, 12)
     return again
 
 

@@ -26,13 +26,23 @@ async def test_an_exhausted_wallet_is_named_and_a_budget_that_is_only_in_use_is_
 async def test_a_budget_that_was_exceeded_stops_the_rest_of_its_own_batch(ledger: RunningLedger) -> None:
     spender = await tenant(ledger, 100 * TOKEN_MICROS)
     budget = await spender.budget(10 * TOKEN_MICROS, auto_disable=True)
-    items = [(spender.placing(f"h{number}", wanted), True) for number, wanted in enumerate((4, 20, 1))]
+    await spender.place("spent", 8)
+    await spender.settle("spent", 8)
+    items = [(spender.placing(f"h{number}", wanted), True) for number, wanted in enumerate((1, 5, 1))]
     placed = await charges.place(ledger.database, spender.organization, items)
     assert placed == [
-        Granted(4, 4 * TOKEN_MICROS, replayed=False),
-        Refused(Refusal.EXHAUSTED, budget, spender.path[-1], 10 * TOKEN_MICROS, replayed=False),
+        Granted(1, TOKEN_MICROS, replayed=False),
+        Refused(Refusal.EXHAUSTED, budget, spender.path[-1], 3 * TOKEN_MICROS, replayed=False),
         Refused(Refusal.DISABLED, budget, spender.path[-1], 0, replayed=False),
     ]
+
+
+async def test_a_request_that_no_window_could_pay_does_not_disable_the_budget(ledger: RunningLedger) -> None:
+    spender = await tenant(ledger, 100 * TOKEN_MICROS)
+    budget = await spender.budget(10 * TOKEN_MICROS, auto_disable=True)
+    refused = await spender.place("absurd", 11, 11)
+    assert refused == Refused(Refusal.EXHAUSTED, budget, spender.path[-1], TOKEN_MICROS, replayed=False)
+    assert isinstance(await spender.place("next", 4), Granted)
 
 
 async def test_a_settlement_that_uses_a_budget_up_disables_it(ledger: RunningLedger) -> None:
