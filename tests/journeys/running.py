@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -10,24 +11,40 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
 MANDATE = (sys.executable, "-m", "mesh")
 PORTS_EACH = 100  # the mesh's own ports lie within a hundred of its base port
+OFFSETS = (0, 1, 10, 20, 30, 40, 41, 50, 60, 70, 80, 81, 90, 98, 99)
+
+
+_claims: list[IO[str]] = []  # kept open: each holds its ports against the other test processes of this machine
 
 
 def free_base_port() -> int:
-    """Find a hundred ports in a row that nobody listens on, and two more for HTTP at its end."""
-    for _ in range(200):
-        base = random.randrange(20_000, 60_000, PORTS_EACH)  # noqa: S311  # not a secret
-        if all(_is_free(base + offset) for offset in (0, 1, 10, 20, 30, 40, 41, 50, 60, 70, 80, 90, 98, 99)):
+    """Claim a hundred ports in a row that nobody listens on, below those that outgoing connections are given."""
+    folder = Path(tempfile.gettempdir()) / "mandate-test-ports"
+    folder.mkdir(exist_ok=True)
+    bases = list(range(20_000, 32_000, PORTS_EACH))
+    random.shuffle(bases)
+    for base in bases:
+        claim = (folder / str(base)).open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            continue
+        if all(_is_free(base + offset) for offset in OFFSETS):
+            _claims.append(claim)
             return base
+        claim.close()
     message = "no free ports"
     raise RuntimeError(message)
 

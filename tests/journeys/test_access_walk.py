@@ -67,10 +67,8 @@ class Caller:
             metadata = (("authorization", f"Bearer {token}"),) if token else ()
             try:
                 if method.client_streaming:
-                    stream = channel.stream_stream(path, **coders)(metadata=metadata, timeout=5)
-                    await stream.write(request)
-                    await stream.done_writing()
-                    await stream.read()
+                    # Nothing is written: a write to a call that was refused meanwhile fails in gRPC's own core.
+                    await channel.stream_stream(path, **coders)(metadata=metadata, timeout=5).read()
                 elif method.server_streaming:
                     await channel.unary_stream(path, **coders)(request, metadata=metadata, timeout=5).read()
                 else:
