@@ -86,5 +86,4 @@ class Resolver:
 
 def registrations(db: Database, resolve: Resolver) -> list[Registration]:
     """Return the contracts that the gateway serves over gRPC."""
-    descriptor = pb.DESCRIPTOR.services_by_name["PolicyService"]
-    return [Registration(descriptor, rpc.add_PolicyServiceServicer_to_server, Policies(db, resolve))]
+    return [Registration.of(pb, rpc, Policies(db, resolve))]

@@ -59,11 +59,11 @@ async def assembled(runtime: Runtime, settings: Identity, clock: Clock | None = 
         hasher = await stack.enter_async_context(
             hashing(settings.argon2_memory_kib, settings.argon2_passes, settings.argon2_lanes)
         )
-        registry = Registry(await stack.enter_async_context(client.connected(_ledger(runtime))))
-        keys, hub = SigningKeys(loops, registry, clock, sealing_key), Hub(loops)
+        ledger = Registry(await stack.enter_async_context(client.connected(_ledger(runtime))))
+        keys, hub = SigningKeys(loops, ledger, clock, sealing_key), Hub(loops)
         await keys.open()
         await hub.open()
-        outbox = Outbox(loops, SERVICE, registry.put_nodes)
+        outbox = Outbox(loops, SERVICE, ledger.put_nodes)
         yield Parts(
             db=calls,
             clock=clock,

@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, Self
 
 import grpc
 import uvloop
@@ -39,6 +40,12 @@ class Registration:
     descriptor: ServiceDescriptor
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
+
+    @classmethod
+    def of(cls, contract: ModuleType, stubs: ModuleType, servicer: object) -> Self:
+        """Register the one service that a generated pair of modules holds."""
+        (descriptor,) = contract.DESCRIPTOR.services_by_name.values()
+        return cls(descriptor, getattr(stubs, f"add_{descriptor.name}Servicer_to_server"), servicer)
 
 
 class Server:

@@ -94,13 +94,7 @@ class CredentialService(rpc.CredentialServiceServicer):
 
 def registrations(db: Database, keys: TenantKeys, *, lease_ms: int) -> list[Registration]:
     """Return what the vault serves."""
-    return [
-        Registration(
-            pb.DESCRIPTOR.services_by_name["CredentialService"],
-            rpc.add_CredentialServiceServicer_to_server,
-            CredentialService(db, keys, lease_ms=lease_ms),
-        )
-    ]
+    return [Registration.of(pb, rpc, CredentialService(db, keys, lease_ms=lease_ms))]
 
 
 def resolver(db: Database) -> ScopeResolver:

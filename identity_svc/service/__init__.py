@@ -29,21 +29,9 @@ def registrations(parts: Parts) -> list[Registration]:
     directory = DirectoryServicer(parts.db, parts.clock, parts.delivery, parts.pepper)
     keys = KeyServicer(parts.db, parts.clock, parts.keys, parts.hub, parts.pepper)
     return [
-        Registration(
-            people_pb2.DESCRIPTOR.services_by_name["PeopleService"],
-            people_pb2_grpc.add_PeopleServiceServicer_to_server,
-            people,
-        ),
-        Registration(
-            directory_pb2.DESCRIPTOR.services_by_name["DirectoryService"],
-            directory_pb2_grpc.add_DirectoryServiceServicer_to_server,
-            directory,
-        ),
-        Registration(
-            keys_pb2.DESCRIPTOR.services_by_name["KeyService"],
-            keys_pb2_grpc.add_KeyServiceServicer_to_server,
-            keys,
-        ),
+        Registration.of(people_pb2, people_pb2_grpc, people),
+        Registration.of(directory_pb2, directory_pb2_grpc, directory),
+        Registration.of(keys_pb2, keys_pb2_grpc, keys),
     ]
 
 

@@ -42,36 +42,12 @@ class Ledger:
     def registrations(self) -> list[Registration]:
         """Return every contract of the ledger with what implements it."""
         return [
-            Registration(
-                charges_pb2.DESCRIPTOR.services_by_name["ChargeService"],
-                charges_pb2_grpc.add_ChargeServiceServicer_to_server,
-                ChargeServicer(self.db, self.commits, self.prices),
-            ),
-            Registration(
-                wallets_pb2.DESCRIPTOR.services_by_name["WalletService"],
-                wallets_pb2_grpc.add_WalletServiceServicer_to_server,
-                WalletServicer(self.db),
-            ),
-            Registration(
-                budgets_pb2.DESCRIPTOR.services_by_name["BudgetService"],
-                budgets_pb2_grpc.add_BudgetServiceServicer_to_server,
-                BudgetServicer(self.db),
-            ),
-            Registration(
-                prices_pb2.DESCRIPTOR.services_by_name["PriceService"],
-                prices_pb2_grpc.add_PriceServiceServicer_to_server,
-                PriceServicer(self.prices),
-            ),
-            Registration(
-                registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-                registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                RegistryServicer(self.db),
-            ),
-            Registration(
-                audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
-                audit_pb2_grpc.add_AuditServiceServicer_to_server,
-                AuditServicer(self.db),
-            ),
+            Registration.of(charges_pb2, charges_pb2_grpc, ChargeServicer(self.db, self.commits, self.prices)),
+            Registration.of(wallets_pb2, wallets_pb2_grpc, WalletServicer(self.db)),
+            Registration.of(budgets_pb2, budgets_pb2_grpc, BudgetServicer(self.db)),
+            Registration.of(prices_pb2, prices_pb2_grpc, PriceServicer(self.prices)),
+            Registration.of(registry_pb2, registry_pb2_grpc, RegistryServicer(self.db)),
+            Registration.of(audit_pb2, audit_pb2_grpc, AuditServicer(self.db)),
         ]
 
     async def resolve(self, object_id: str) -> str | None:

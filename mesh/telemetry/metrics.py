@@ -18,20 +18,14 @@ COMPLETION_SECONDS = Histogram(
 )
 REFUSALS = Counter("mandate_refusals_total", "Requests that the gateway refused.", ["code"], registry=REGISTRY)
 OPERATIONS = Counter(
-    "mandate_graphql_operations_total",
-    "GraphQL operations by the status of their answer.",
-    ["status"],
-    registry=REGISTRY,
+    "mandate_graphql_operations_total", "GraphQL operations by their answer's status.", ["status"], registry=REGISTRY
 )
 OPERATION_SECONDS = Histogram(
     "mandate_graphql_operation_seconds", "Time to answer a GraphQL operation.", registry=REGISTRY
 )
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 LEDGER_BATCH = Histogram(
-    "mandate_ledger_batch_items",
-    "Items that shared one commit.",
-    ["kind"],
-    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
-    registry=REGISTRY,
+    "mandate_ledger_batch_items", "Items that shared one commit.", ["kind"], registry=REGISTRY, buckets=SIZES
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 OUTBOX_WAITING = Gauge("mandate_outbox_waiting", "Events that wait for delivery.", ["schema"], registry=REGISTRY)

@@ -41,8 +41,7 @@ class FakeCharges(rpc.ChargeServiceServicer):
 
     def registration(self) -> Registration:
         """Return it as a server serves it."""
-        descriptor = pb.DESCRIPTOR.services_by_name["ChargeService"]
-        return Registration(descriptor, rpc.add_ChargeServiceServicer_to_server, self)
+        return Registration.of(pb, rpc, self)
 
     def _settle(self, settle: pb.SettleHold) -> pb.SettleAnswer:
         self.settles.append(settle)

@@ -65,9 +65,7 @@ class FakeLedger(rpc.RegistryServiceServicer):
         """Be there during the block."""
         offset = named("ledger").grpc or 0
         runtime = dataclasses.replace(house.runtime, base_port=self.port - offset, drain_seconds=0)
-        registration = Registration(
-            pb.DESCRIPTOR.services_by_name["RegistryService"], rpc.add_RegistryServiceServicer_to_server, self
-        )
+        registration = Registration.of(pb, rpc, self)
         server = Server("ledger", runtime, [registration], TestIssuer(), organizations_only)
         await server.start()
         try:

@@ -85,8 +85,7 @@ FILES = {
 
         def registrations(db: Database) -> list[Registration]:
             """Return the toy's contract with what implements it."""
-            descriptor = pb.DESCRIPTOR.services_by_name["ToyService"]
-            return [Registration(descriptor, rpc.add_ToyServiceServicer_to_server, ToyServicer(db))]
+            return [Registration.of(pb, rpc, ToyServicer(db))]
         ''',
     "toy_svc/migrations/0001_toys.sql": """
         CREATE TABLE toys (id int PRIMARY KEY);

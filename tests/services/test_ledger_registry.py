@@ -81,11 +81,11 @@ async def test_what_is_no_public_key_is_refused(ledger: RunningLedger, key: pb.P
 
 async def test_only_identity_tells_of_nodes_and_keys(ledger: RunningLedger) -> None:
     async with ledger.house.channel("ledger", ledger.address, as_service="gateway") as channel:
-        registry = rpc.RegistryServiceStub(channel)
+        stub = rpc.RegistryServiceStub(channel)
         with pytest.raises(PermissionDenied):
-            await call(registry.PutNodes, pb.PutNodesRequest())
+            await call(stub.PutNodes, pb.PutNodesRequest())
         with pytest.raises(PermissionDenied):
-            await call(registry.PutVerificationKeys, pb.PutVerificationKeysRequest())
+            await call(stub.PutVerificationKeys, pb.PutVerificationKeysRequest())
 
 
 @pytest.mark.parametrize("service", ["gateway", "edge"])
