@@ -35,7 +35,7 @@ def upstream(bill: Path) -> Generator[str]:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(UPSTREAM), "--port", str(port), "--bill", str(bill), "--orders", "latency_ms=400"]
+    command = [sys.executable, str(UPSTREAM), "--port", str(port), "--bill", str(bill), "--orders", ":latency_ms=250"]
     with subprocess.Popen(command) as process:
         try:
             for _ in range(100):
