@@ -145,6 +145,7 @@ def test_a_receipt_is_spliced_into_a_body_that_stays_as_it_is() -> None:
             {"retry-after-ms": "250", "retry-after": "1"},
         ),
         (Unavailable("ACCOUNTING_UNAVAILABLE", "x"), 503, "accounting_unavailable", {}),
+        (Unavailable("SETTLEMENT_PENDING", "x"), 503, "settlement_pending", {"x-should-retry": "false"}),
         (failures.cut(), 502, "upstream_cut", {"x-should-retry": "false"}),
     ],
 )

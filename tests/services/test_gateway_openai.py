@@ -128,6 +128,7 @@ async def test_a_provider_that_refuses_our_key_is_not_the_callers_fault(
 ) -> None:
     answer = await gateway.ask(tenant, {**ASK, "user": f"fake:status={status}"})
     assert (answer.status, answer.code) == (502, "upstream_auth_failed")
+    assert answer.headers["x-should-retry"] == "false"
     assert PLATFORM_KEY not in answer.body.decode()
 
 
