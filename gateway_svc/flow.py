@@ -155,7 +155,6 @@ class Completions:
         if exchange.status not in failures.WORTH_A_RETRY:
             headers["x-should-retry"] = "false"
         status, told = failures.told(exchange.status, body, call.secret)
-        headers = passage.headers
         if after := failures.retry_after(exchange.retry_after):
             headers["retry-after"] = after
         return Reply(status, told, headers)
