@@ -35,6 +35,7 @@ class Placing:
     output_min: int
     choices: int
     bound: Bound
+    end_user: str = ""
 
     @property
     def routes(self) -> str:

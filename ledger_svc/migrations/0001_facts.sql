@@ -21,26 +21,6 @@ CREATE TABLE verification_keys (
   recorded_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Rates are micro-credits for 1,000,000 tokens; the newest row of a model is in force.
-CREATE TABLE prices (
-  id                           text PRIMARY KEY,
-  ordinal                      bigint GENERATED ALWAYS AS IDENTITY,
-  provider                     text NOT NULL,
-  model                        text NOT NULL,
-  input_micros_per_mtok        bigint NOT NULL CHECK (input_micros_per_mtok >= 0),
-  cached_input_micros_per_mtok bigint NOT NULL CHECK (cached_input_micros_per_mtok >= 0),
-  cache_write_micros_per_mtok  bigint NOT NULL CHECK (cache_write_micros_per_mtok >= 0),
-  output_micros_per_mtok       bigint NOT NULL CHECK (output_micros_per_mtok >= 0),
-  reasoning_micros_per_mtok    bigint NOT NULL CHECK (reasoning_micros_per_mtok >= 0),
-  request_micros               bigint NOT NULL CHECK (request_micros >= 0),
-  context_tokens               bigint NOT NULL CHECK (context_tokens > 0),
-  output_tokens_max            bigint NOT NULL CHECK (output_tokens_max > 0),
-  source                       text NOT NULL CHECK (source <> ''),
-  source_date                  date NOT NULL,
-  recorded_at                  timestamptz NOT NULL DEFAULT now()
-);
-CREATE INDEX prices_in_force ON prices (provider, model, ordinal DESC);
-
 CREATE TABLE budgets (
   id              text PRIMARY KEY,
   organization_id text NOT NULL,
@@ -68,12 +48,27 @@ CREATE TABLE budget_versions (
   PRIMARY KEY (budget_id, version)
 );
 
+-- How an organization wants its books kept; the highest version counts, and no row means the defaults.
+CREATE TABLE rules (
+  organization_id text NOT NULL,
+  version         int NOT NULL,
+  time_zone       text NOT NULL,   -- IANA name; windows of budgets and reports begin at its midnights
+  uncertain       text NOT NULL CHECK (uncertain IN ('list', 'release', 'post')),  -- what becomes of uncertain holds
+  default_price   text NOT NULL,   -- provider/model whose price unknown models have; '' refuses them
+  request_id      text NOT NULL,
+  actor           text NOT NULL,
+  recorded_at     timestamptz NOT NULL,
+  PRIMARY KEY (organization_id, version),
+  UNIQUE (organization_id, request_id)
+);
+
 -- A wallet and its counterparts for each organization, and one account for each window of each budget. A budget's
 -- balance falls below zero as it is used; its floor is minus its limit.
 CREATE TABLE accounts (
   id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   organization_id text NOT NULL,
-  kind            text NOT NULL CHECK (kind IN ('wallet', 'revenue', 'purchases', 'adjustments', 'suspense', 'breach', 'budget')),
+  kind            text NOT NULL CHECK (kind IN ('wallet', 'revenue', 'purchases', 'promotions', 'breakage', 'adjustments', 'suspense',
+                                                 'receivable', 'breach', 'budget')),
   budget_id       text,
   window_start    timestamptz,
   opening_micros  bigint NOT NULL DEFAULT 0,  -- what the window had spent before the budget was made (0 or below)
@@ -88,6 +83,7 @@ CREATE TABLE holds (
   request_id       text NOT NULL,
   agent_id         text NOT NULL,
   api_key_id       text NOT NULL,
+  end_user         text NOT NULL,
   holder_id        text NOT NULL,
   path             text[] NOT NULL,
   routes           text NOT NULL,       -- provider/model,provider/model
@@ -161,6 +157,7 @@ CREATE TABLE usage (
   path                text[] NOT NULL,
   agent_id            text NOT NULL,
   api_key_id          text NOT NULL,
+  end_user            text NOT NULL,   -- on whose behalf, as the request said it; '' when it did not
   provider            text NOT NULL,
   model               text NOT NULL,
   price_id            text NOT NULL,
@@ -171,6 +168,7 @@ CREATE TABLE usage (
   reasoning_tokens    bigint NOT NULL,
   charged_micros      bigint NOT NULL,
   ceiling_micros      bigint NOT NULL,
+  breach_micros       bigint NOT NULL,
   estimated           boolean NOT NULL,
   outcome             text NOT NULL,
   http_status         int NOT NULL,
@@ -178,6 +176,7 @@ CREATE TABLE usage (
   overhead_ms         int NOT NULL,
   first_token_ms      int NOT NULL,
   streamed            boolean NOT NULL,
+  held_at             timestamptz NOT NULL,   -- whose windows it counts in
   used_at             timestamptz NOT NULL,
   PRIMARY KEY (organization_id, seq),
   UNIQUE (organization_id, request_id)
@@ -221,7 +220,7 @@ CREATE TABLE leases (
 DO $$
 DECLARE name text;
 BEGIN
-  FOREACH name IN ARRAY ARRAY['nodes', 'verification_keys', 'prices', 'budgets', 'budget_versions', 'accounts', 'holds',
+  FOREACH name IN ARRAY ARRAY['nodes', 'verification_keys', 'rules', 'budgets', 'budget_versions', 'accounts', 'holds',
                               'hold_links', 'outcomes', 'transfers', 'usage', 'audit'] LOOP
     EXECUTE format('CREATE TRIGGER %I_unchanging BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()', name, name);
     EXECUTE format('CREATE TRIGGER %I_untruncated BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', name, name);

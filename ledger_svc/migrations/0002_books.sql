@@ -11,6 +11,10 @@ CREATE FUNCTION ledger_time(p_org text) RETURNS timestamptz LANGUAGE sql AS $$
   SELECT greatest(clock_timestamp(), (SELECT recorded_at FROM audit WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1))
 $$;
 
+CREATE FUNCTION time_zone_of(p_org text) RETURNS text LANGUAGE sql STABLE AS $$
+  SELECT coalesce((SELECT time_zone FROM rules WHERE organization_id = p_org ORDER BY version DESC LIMIT 1), 'UTC')
+$$;
+
 CREATE FUNCTION window_start(p_period text, p_at timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
   SELECT CASE p_period
     WHEN 'daily' THEN date_trunc('day', p_at, 'UTC')

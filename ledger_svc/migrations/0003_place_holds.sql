@@ -23,6 +23,7 @@ CREATE FUNCTION place_holds(
   p_input_cost bigint[],   -- bound of the input, in millionths of a micro-credit
   p_output_rate bigint[],  -- one output token of every choice, in millionths of a micro-credit
   p_flat bigint[],         -- micro-credits a request
+  p_end_user text[],
   p_final boolean[],       -- whether an in-flight refusal is the answer, or will be asked again
   OUT status smallint[], OUT output_tokens bigint[], OUT ceiling bigint[], OUT blocker text[], OUT target text[],
   OUT short bigint[], OUT replayed boolean[], OUT field text[]
@@ -150,9 +151,9 @@ BEGIN
     w_new[i] := status[i] <> 3 OR p_final[i];
   END LOOP;
 
-  INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, holder_id, path, routes, price_ids, input_tokens_max,
+  INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, path, routes, price_ids, input_tokens_max,
                      output_wanted, output_min, choices, status, output_tokens, ceiling_micros, limits, blocker, target_id, short_micros, held_at)
-    SELECT p_org, p_request[o], p_agent[o], p_api_key[o], p_holder, string_to_array(v_agent_paths[v_agent_of[o]], ','), p_routes[o],
+    SELECT p_org, p_request[o], p_agent[o], p_api_key[o], p_end_user[o], p_holder, string_to_array(v_agent_paths[v_agent_of[o]], ','), p_routes[o],
            string_to_array(p_prices[o], ','), p_input[o], p_wanted[o], p_min[o], p_choices[o], status[o], output_tokens[o], ceiling[o],
            ('{' || w_limits[o] || '}')::bigint[], blocker[o], target[o], short[o], v_at
       FROM generate_series(1, n) o WHERE w_new[o];

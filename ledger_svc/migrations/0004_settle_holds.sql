@@ -135,14 +135,14 @@ BEGIN
     SELECT p_org, p_request[o], 'settled', charged[o], breach[o], p_outcome[o], v_at
       FROM generate_series(1, n) o WHERE status[o] = 1 AND NOT replayed[o];
   SELECT coalesce(max(seq), 0) INTO v_usage_seq FROM usage WHERE organization_id = p_org;
-  INSERT INTO usage (organization_id, seq, request_id, path, agent_id, api_key_id, provider, model, price_id, input_tokens, cached_input_tokens,
-                     cache_write_tokens, output_tokens, reasoning_tokens, charged_micros, ceiling_micros, estimated, outcome, http_status,
-                     latency_ms, overhead_ms, first_token_ms, streamed, used_at)
-    SELECT p_org, v_usage_seq + row_number() OVER (ORDER BY o), h.request_id, h.path, h.agent_id, h.api_key_id, p_provider[o], p_model[o], p_price[o],
-           p_input[o], p_cached[o], p_cache_write[o], p_output[o], p_reasoning[o], charged[o], h.ceiling_micros, p_estimated[o], p_outcome[o],
-           p_http_status[o], p_latency[o], p_overhead[o], p_first_token[o], p_streamed[o], v_at
+  INSERT INTO usage (organization_id, seq, request_id, path, agent_id, api_key_id, end_user, provider, model, price_id, input_tokens, cached_input_tokens,
+                     cache_write_tokens, output_tokens, reasoning_tokens, charged_micros, ceiling_micros, breach_micros, estimated,
+                     outcome, http_status, latency_ms, overhead_ms, first_token_ms, streamed, held_at, used_at)
+    SELECT p_org, v_usage_seq + row_number() OVER (ORDER BY o), h.request_id, h.path, h.agent_id, h.api_key_id, h.end_user, p_provider[o], p_model[o], p_price[o],
+           p_input[o], p_cached[o], p_cache_write[o], p_output[o], p_reasoning[o], charged[o], h.ceiling_micros, breach[o], p_estimated[o], p_outcome[o],
+           p_http_status[o], p_latency[o], p_overhead[o], p_first_token[o], p_streamed[o], h.held_at, v_at
       FROM generate_series(1, n) o
-      CROSS JOIN LATERAL (SELECT x.request_id, x.path, x.agent_id, x.api_key_id, x.ceiling_micros FROM holds x
+      CROSS JOIN LATERAL (SELECT x.request_id, x.path, x.agent_id, x.api_key_id, x.end_user, x.ceiling_micros, x.held_at FROM holds x
                            WHERE x.organization_id = p_org AND x.request_id = p_request[o] LIMIT 1) h
      WHERE status[o] = 1 AND NOT replayed[o];
   DELETE FROM open_holds x USING unnest(p_request) r WHERE x.organization_id = p_org AND x.request_id = r;

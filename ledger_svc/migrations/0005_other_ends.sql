@@ -13,9 +13,9 @@ BEGIN
   FOR i IN 1..cardinality(p_request) LOOP
     SELECT * INTO h FROM holds WHERE organization_id = p_org AND request_id = p_request[i];
     IF NOT FOUND THEN
-      INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, holder_id, path, routes, price_ids, input_tokens_max, output_wanted,
+      INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, path, routes, price_ids, input_tokens_max, output_wanted,
                          output_min, choices, status, output_tokens, ceiling_micros, limits, blocker, target_id, short_micros, held_at)
-        VALUES (p_org, p_request[i], p_agent[i], '', '', '{}', '', '{}', 0, 0, 0, 0, 5, 0, 0, '{}', '', '', 0, v_at);
+        VALUES (p_org, p_request[i], p_agent[i], '', '', '', '{}', '', '{}', 0, 0, 0, 0, 5, 0, 0, '{}', '', '', 0, v_at);
       CONTINUE;
     END IF;
     -- The last word: settled, voided or resolved if there is one, else uncertain.

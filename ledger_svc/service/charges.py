@@ -34,6 +34,7 @@ from mesh.telemetry import logs, traces
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
 HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
 ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, ITEMS_MAX, KEY_MAX, REASON_MAX = 8, 128, 250, 1_000, 64, 200
+END_USER_MAX = 128
 OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
 
 Context = grpc.aio.ServicerContext[pb.ChargeRequest, pb.ChargeResponse]
@@ -175,6 +176,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
             output_min=message.output_tokens_min,
             choices=message.choices,
             bound=bound,
+            end_user=message.end_user,
         )
 
 
@@ -292,6 +294,7 @@ def _check_key(name: str, text: str, *, length_min: int = 1, length_max: int = K
 def _check_place(message: pb.PlaceHold) -> None:
     _check_key("request_id", message.request_id)
     _check_key("api_key_id", message.api_key_id, length_min=0)
+    _check_key("end_user", message.end_user, length_min=0, length_max=END_USER_MAX)
     if not 1 <= len(message.routes) <= ROUTES_MAX:
         raise invalid("routes", f"must be 1 to {ROUTES_MAX}")
     if not 1 <= message.choices <= CHOICES_MAX:

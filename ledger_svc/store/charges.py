@@ -34,7 +34,7 @@ async def place(db: Database, organization_id: str, items: Sequence[tuple[Placin
     placings = [item for item, _ in items]
     row = await db.one(
         "SELECT status, output_tokens, ceiling, blocker, target, short, replayed, field "
-        "FROM place_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        "FROM place_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         organization_id,
         placings[0].holder_id,
         [item.request_id for item in placings],
@@ -50,6 +50,7 @@ async def place(db: Database, organization_id: str, items: Sequence[tuple[Placin
         [item.bound.input_cost for item in placings],
         [item.bound.output_rate for item in placings],
         [item.bound.flat_micros for item in placings],
+        [item.end_user for item in placings],
         [final for _, final in items],
     )
     return [_placed(*fields) for fields in zip(*row.values(), strict=True)]

@@ -134,9 +134,9 @@ async def usage(db: Database, organization_id: str, before_seq: int | None, limi
     """Return completions, newest first."""
     return await db.rows(
         """
-        SELECT seq, request_id, path, agent_id, api_key_id, provider, model, price_id,
+        SELECT seq, request_id, path, agent_id, api_key_id, end_user, provider, model, price_id,
                input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-               charged_micros, ceiling_micros, estimated, outcome,
+               charged_micros, ceiling_micros, breach_micros, estimated, outcome,
                http_status, latency_ms, overhead_ms, first_token_ms, streamed, used_at
           FROM usage WHERE organization_id = $1 AND ($2::bigint IS NULL OR seq < $2) ORDER BY seq DESC LIMIT $3
         """,

@@ -182,10 +182,12 @@ def _quoted(path: Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, port: int = 0, *, keep: bool = False) -> AsyncGenerator[Postgres]:
-    """Run a quick, not durable server for a test, its home in `directory`; all is removed afterwards unless `keep`."""
+async def running(
+    directory: Path, port: int = 0, *, keep: bool = False, durable: bool = False
+) -> AsyncGenerator[Postgres]:
+    """Run a server for a test, quick unless `durable`, its home in `directory`; removed afterwards unless `keep`."""
     home = Home.open(directory)
-    server = Postgres.of(home, port or children.free_port(), durable=False)
+    server = Postgres.of(home, port or children.free_port(), durable=durable)
     try:
         await server.prepare()
         async with children.started(server.argv(), server.ready, account=server.account, stop=STOP_SIGNAL):

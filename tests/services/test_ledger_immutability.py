@@ -8,7 +8,7 @@ from tests.services.ledger_running import owner, tenant
 
 FACTS = (
     "nodes", "verification_keys", "prices", "budgets", "budget_versions", "accounts", "holds", "hold_links", "outcomes",
-    "transfers", "usage", "audit",
+    "transfers", "usage", "audit", "rules",
 )  # fmt: skip
 DERIVED = ("checkpoints", "open_holds", "leases")
 ROLES = ("identity", "vault", "ledger", "gateway")
