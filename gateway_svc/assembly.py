@@ -25,7 +25,7 @@ from gateway_svc.rates import Rates
 from gateway_svc.rules import Rules
 from gateway_svc.settings import Settings
 from gateway_svc.who import Directory
-from mesh import cache, db
+from mesh import audit, cache, db
 from mesh.clock import SystemClock
 from mesh.db import Database
 from mesh.settings import Runtime
@@ -42,11 +42,12 @@ class Gateway:
     ledger: Ledger
     catalog: Catalog
     http: HttpServer
+    deliver: Callable[[], Awaitable[None]]
 
     @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run)
+        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
         """Finish what is open: completions first, then what the ledger has not answered."""
@@ -73,7 +74,8 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
             Health(directory, ledger, catalog, rates, database),
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
-        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime))
+        deliver = audit.delivery(database, "gateway", channels.ledger)
+        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime), deliver)
 
 
 @asynccontextmanager

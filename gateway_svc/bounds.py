@@ -161,7 +161,7 @@ def input_bound(chat: ChatRequest, model: Model) -> int:
     else:
         raise InvalidArgument("UNBOUNDED_REQUEST", f"what this costs {model.name} has no known bound")
     if window is not None and tokens > window:
-        # The window may be where the listed price ends, not the model: past it the price would be wrong.
+        # The window is the model's, or where the listed price ends if it has no tier for longer prompts.
         text = f"this may be {tokens} tokens; {model.name} takes, or has a price for, {window}"
         raise InvalidArgument("CONTEXT_LENGTH_EXCEEDED", text, field="messages")
     return tokens

@@ -11,7 +11,7 @@ import grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2
 from mandate.ledger.v1 import charges_pb2, prices_pb2
 from mandate.vault.v1 import credentials_pb2
-from mesh import client, ports
+from mesh import audit, client, ports
 from mesh.settings import Runtime
 from mesh.tls import Certificates
 
@@ -23,6 +23,7 @@ VAULT = (credentials_pb2.DESCRIPTOR.services_by_name["CredentialService"],)
 LEDGER = (
     charges_pb2.DESCRIPTOR.services_by_name["ChargeService"],
     prices_pb2.DESCRIPTOR.services_by_name["PriceService"],
+    audit.SERVICE,
 )
 
 

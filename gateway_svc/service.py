@@ -10,6 +10,7 @@ from mandate.gateway.v1 import policies_pb2 as pb
 from mandate.gateway.v1 import policies_pb2_grpc as rpc
 from mandate.identity.v1 import directory_pb2, directory_pb2_grpc
 from mesh import client, ids, paging
+from mesh.audit import Fact
 from mesh.chain import Context
 from mesh.db import Connection, Database
 from mesh.errors import FailedPrecondition, NotFound, invalid
@@ -19,6 +20,7 @@ from mesh.server import Registration
 PEPPER = b"policies hold no secrets"
 NODES = (ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
 TARGETS = (ids.Kind.ORGANIZATION, *NODES)
+LIMITS = ("max_tokens_per_request", "requests_per_minute", "tokens_per_minute")
 
 
 class Policies(rpc.PolicyServiceServicer):
@@ -42,7 +44,7 @@ class Policies(rpc.PolicyServiceServicer):
             new = store.NewPolicy(ids.new(ids.Kind.POLICY), organization_id, request.target_id, name, terms)
             return wire.policy_message(await store.add(tx, new))
 
-        return (await once(self._db, request, pb.Policy, make, pepper=PEPPER)).answer
+        return (await once(self._db, request, pb.Policy, make, audited=_created, pepper=PEPPER)).answer
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
         page = paging.page_of(request.page_size, request.page_token)
@@ -58,7 +60,7 @@ class Policies(rpc.PolicyServiceServicer):
                 raise NotFound("NOT_FOUND", f"no policy_id {request.policy_id!r}", field="policy_id")
             return wire.policy_message(removed)
 
-        return (await once(self._db, request, pb.Policy, make, pepper=PEPPER)).answer
+        return (await once(self._db, request, pb.Policy, make, audited=_removed, pepper=PEPPER)).answer
 
 
 class Resolver:
@@ -82,6 +84,17 @@ class Resolver:
         except NotFound:
             return None
         return node.organization_id
+
+
+def _created(made: pb.Policy) -> Fact:
+    limits: dict[str, int | str | list[str]] = {field: getattr(made, field) for field in LIMITS if made.HasField(field)}
+    if made.HasField("allowed_models"):
+        limits["allowed_models"] = list(made.allowed_models.models)
+    return Fact(made.organization_id, "policy.created", made.id, {"target_id": made.target_id} | limits)
+
+
+def _removed(made: pb.Policy) -> Fact:
+    return Fact(made.organization_id, "policy.removed", made.id, {"target_id": made.target_id})
 
 
 def registrations(db: Database, resolve: Resolver) -> list[Registration]:

@@ -16,8 +16,14 @@ from mandate.ledger.v1 import (
     audit_pb2_grpc,
     budgets_pb2,
     budgets_pb2_grpc,
+    grants_pb2,
+    grants_pb2_grpc,
     prices_pb2,
     prices_pb2_grpc,
+    reports_pb2,
+    reports_pb2_grpc,
+    rules_pb2,
+    rules_pb2_grpc,
     wallets_pb2,
     wallets_pb2_grpc,
 )
@@ -32,7 +38,15 @@ if TYPE_CHECKING:
 CONTRACTS: Mapping[str, tuple[FileDescriptor, ...]] = {
     "identity": (people_pb2.DESCRIPTOR, directory_pb2.DESCRIPTOR, keys_pb2.DESCRIPTOR),
     "vault": (credentials_pb2.DESCRIPTOR,),
-    "ledger": (wallets_pb2.DESCRIPTOR, budgets_pb2.DESCRIPTOR, audit_pb2.DESCRIPTOR, prices_pb2.DESCRIPTOR),
+    "ledger": (
+        wallets_pb2.DESCRIPTOR,
+        budgets_pb2.DESCRIPTOR,
+        audit_pb2.DESCRIPTOR,
+        grants_pb2.DESCRIPTOR,
+        prices_pb2.DESCRIPTOR,
+        reports_pb2.DESCRIPTOR,
+        rules_pb2.DESCRIPTOR,
+    ),
     "gateway": (policies_pb2.DESCRIPTOR,),
 }
 SERVICES = tuple(CONTRACTS)
@@ -50,7 +64,10 @@ class Stubs:
     wallets: wallets_pb2_grpc.WalletServiceAsyncStub
     budgets: budgets_pb2_grpc.BudgetServiceAsyncStub
     audit: audit_pb2_grpc.AuditServiceAsyncStub
+    grants: grants_pb2_grpc.GrantServiceAsyncStub
     prices: prices_pb2_grpc.PriceServiceAsyncStub
+    reports: reports_pb2_grpc.ReportServiceAsyncStub
+    rules: rules_pb2_grpc.RulesServiceAsyncStub
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
 
     @classmethod
@@ -66,7 +83,10 @@ class Stubs:
             wallets=wallets_pb2_grpc.WalletServiceStub(ledger),
             budgets=budgets_pb2_grpc.BudgetServiceStub(ledger),
             audit=audit_pb2_grpc.AuditServiceStub(ledger),
+            grants=grants_pb2_grpc.GrantServiceStub(ledger),
             prices=prices_pb2_grpc.PriceServiceStub(ledger),
+            reports=reports_pb2_grpc.ReportServiceStub(ledger),
+            rules=rules_pb2_grpc.RulesServiceStub(ledger),
             policies=policies_pb2_grpc.PolicyServiceStub(gateway),
         )
 

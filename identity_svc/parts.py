@@ -19,14 +19,16 @@ from identity_svc.settings import Identity
 from identity_svc.signing import SigningKeys, read_sealing_key
 from identity_svc.worker import Delivery, Hub, sweep
 from mandate.ledger.v1 import registry_pb2
-from mesh import cache, client, db
+from mesh import audit, cache, client, db
 from mesh.clock import Clock, SystemClock
 from mesh.outbox import Outbox
 from mesh.settings import Runtime, SettingsError
 from mesh.tls import Certificates
 
 SERVICE = "identity"
-LOOP_CONNECTIONS = 5  # hub, outbox, a caller's flush, signing keys, sweep: none can keep another from the database
+LOOP_CONNECTIONS = (
+    6  # hub, both outboxes, a caller's flush, signing keys, sweep: none can keep another from the database
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ async def assembled(runtime: Runtime, settings: Identity, clock: Clock | None = 
         hasher = await stack.enter_async_context(
             hashing(settings.argon2_memory_kib, settings.argon2_passes, settings.argon2_lanes)
         )
-        ledger = Registry(await stack.enter_async_context(client.connected(_ledger(runtime))))
+        channel = await stack.enter_async_context(client.connected(_ledger(runtime)))
+        ledger = Registry(channel)
         keys, hub = SigningKeys(loops, ledger, clock, sealing_key), Hub(loops)
         await keys.open()
         await hub.open()
@@ -74,12 +77,18 @@ async def assembled(runtime: Runtime, settings: Identity, clock: Clock | None = 
             delivery=Delivery(outbox),
             session_life=timedelta(hours=settings.session_hours),
             pepper=hmac.digest(sealing_key, b"identity requests", hashlib.sha256),
-            workers=(hub.run, outbox.run, keys.run, partial(sweep, loops, clock)),
+            workers=(
+                hub.run,
+                outbox.run,
+                audit.delivery(loops, SERVICE, channel),
+                keys.run,
+                partial(sweep, loops, clock),
+            ),
         )
 
 
 def _ledger(runtime: Runtime) -> grpc.aio.Channel:
     if not runtime.ledger_address:
         raise SettingsError("MANDATE_LEDGER_ADDRESS", "must be set")
-    services = registry_pb2.DESCRIPTOR.services_by_name.values()
+    services = (*registry_pb2.DESCRIPTOR.services_by_name.values(), audit.SERVICE)
     return client.connect("ledger", runtime.ledger_address, Certificates(runtime.tls, SERVICE), services)

@@ -11,18 +11,40 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ledger_svc.holds import Placed, Placing, Refusal, Refused, SettleOutcome, Settling, Voiding, VoidOutcome
+from ledger_svc.holds import (
+    Placed,
+    Placing,
+    Posted,
+    Posting,
+    Refusal,
+    Refused,
+    SettleOutcome,
+    Settling,
+    Voiding,
+    VoidOutcome,
+)
 from ledger_svc.store import charges
 from mesh.db import Database, StatementError
 from mesh.errors import Internal, MeshError, Unavailable
 from mesh.telemetry import logs, metrics
 
-Item = TypeVar("Item", Placing, Settling, Voiding)
-Outcome = TypeVar("Outcome")
 
-BATCH_MAX = 500
+class Keyed(Protocol):
+    """What may wait: something that asks under a key of its own."""
+
+    @property
+    def request_id(self) -> str:
+        """Return the key."""
+        ...
+
+
+Item = TypeVar("Item", bound=Keyed)
+Outcome = TypeVar("Outcome")
+Answer = Callable[[Outcome | MeshError], None]
+
+BATCH_MAX = 1_000
 QUEUE_MAX = 10_000  # items of one organization that wait; more are shed
 RETRY_SECONDS = 0.05  # how often waiting holds are tried again when nothing here was freed: another replica may have
 
@@ -30,11 +52,19 @@ log = logs.get(__name__)
 
 
 @dataclass(slots=True)
+class Asker:
+    """Who waits for answers; nothing that was not begun is done for one that is gone."""
+
+    gone: bool = False
+
+
+@dataclass(slots=True)
 class Waiting(Generic[Item, Outcome]):
-    """An item in a queue and where its outcome goes; `until` bounds the wait for headroom (loop time)."""
+    """An item in a queue and who is to hear of it, once; `until` bounds the wait for headroom (loop time)."""
 
     item: Item
-    outcome: asyncio.Future[Outcome]
+    asker: Asker
+    answer: Answer[Outcome]
     until: float = 0.0
 
 
@@ -46,6 +76,7 @@ class Lane:
     holds: deque[Waiting[Placing, Placed]] = field(default_factory=deque)
     settles: deque[Waiting[Settling, SettleOutcome]] = field(default_factory=deque)
     voids: deque[Waiting[Voiding, VoidOutcome]] = field(default_factory=deque)
+    posts: deque[Waiting[Posting, Posted]] = field(default_factory=deque)
     patient: list[Waiting[Placing, Placed]] = field(default_factory=list)
     freed: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,7 +84,7 @@ class Lane:
     @property
     def length(self) -> int:
         """Return how many items wait."""
-        return len(self.holds) + len(self.settles) + len(self.voids) + len(self.patient)
+        return len(self.holds) + len(self.settles) + len(self.voids) + len(self.posts) + len(self.patient)
 
 
 class Commits:
@@ -64,21 +95,37 @@ class Commits:
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def place(self, organization_id: str, item: Placing, wait_ms: int) -> asyncio.Future[Placed]:
+    def place(
+        self,
+        organization_id: str,
+        item: Placing,
+        wait_ms: int,
+        asker: Asker,
+        answer: Answer[Placed],
+    ) -> None:
         """Queue a request for a hold; it may wait up to `wait_ms` for headroom."""
-        until = asyncio.get_running_loop().time() + wait_ms / 1000
         lane = self._lane(organization_id)
-        return self._queue(lane, lane.holds, item, until)
+        until = asyncio.get_running_loop().time() + wait_ms / 1000 if wait_ms else 0.0
+        _queue(lane, lane.holds, Waiting(item, asker, answer, until))
 
-    def settle(self, organization_id: str, item: Settling) -> asyncio.Future[SettleOutcome]:
+    def settle(
+        self, organization_id: str, item: Settling, asker: Asker, answer: Answer[SettleOutcome]
+    ) -> None:
         """Queue a settlement."""
         lane = self._lane(organization_id)
-        return self._queue(lane, lane.settles, item)
+        _queue(lane, lane.settles, Waiting(item, asker, answer))
 
-    def void(self, organization_id: str, item: Voiding) -> asyncio.Future[VoidOutcome]:
+    def void(
+        self, organization_id: str, item: Voiding, asker: Asker, answer: Answer[VoidOutcome]
+    ) -> None:
         """Queue a void."""
         lane = self._lane(organization_id)
-        return self._queue(lane, lane.voids, item)
+        _queue(lane, lane.voids, Waiting(item, asker, answer))
+
+    def post(self, organization_id: str, item: Posting, asker: Asker, answer: Answer[Posted]) -> None:
+        """Queue a charge that has its price."""
+        lane = self._lane(organization_id)
+        _queue(lane, lane.posts, Waiting(item, asker, answer))
 
     async def drain(self) -> None:
         """Wait until everything that was queued is answered."""
@@ -94,57 +141,75 @@ class Commits:
             task.add_done_callback(self._tasks.discard)
         return lane
 
-    def _queue(
-        self, lane: Lane, queue: deque[Waiting[Item, Outcome]], item: Item, until: float = 0.0
-    ) -> asyncio.Future[Outcome]:
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        if lane.length >= QUEUE_MAX:
-            outcome.set_exception(Unavailable("OVERLOADED", "too much waits for this organization", retry_after_ms=500))
-        else:
-            queue.append(Waiting(item, outcome, until))
-            lane.wake.set()
-        return outcome
-
     async def _run(self, lane: Lane) -> None:
         try:
             await asyncio.sleep(0)  # what arrives in the same turn of the loop shares the first commit
             while lane.length:
-                if lane.settles:
-                    await self._commit(lane, "settle", _take(lane.settles), charges.settle)
-                    lane.freed = True
                 if lane.voids:
                     await self._commit(lane, "void", _take(lane.voids), charges.void)
                     lane.freed = True
-                await self._place(lane)
-                if not (lane.settles or lane.voids or lane.holds) and lane.patient:
+                if lane.settles and lane.holds and not lane.patient:
+                    await self._settle_and_place(lane)
+                else:
+                    if lane.settles:
+                        await self._commit(lane, "settle", _take(lane.settles), charges.settle)
+                        lane.freed = True
+                    await self._place(lane)
+                await self._commit(lane, "post", _take(lane.posts), charges.post)
+                if not (lane.settles or lane.voids or lane.holds or lane.posts) and lane.patient:
                     await _rest(lane)
         finally:
             del self._lanes[lane.organization_id]
 
+    async def _settle_and_place(self, lane: Lane) -> None:
+        settles, holds = _take(lane.settles), _take(lane.holds)
+        if not settles or not holds:
+            lane.settles.extendleft(reversed(settles))
+            lane.holds.extendleft(reversed(holds))
+            return
+        metrics.LEDGER_BATCH.labels("settle").observe(len(settles))
+        metrics.LEDGER_BATCH.labels("place").observe(len(holds))
+        final = _final(holds)
+        placings = [(waiting.item, last) for waiting, last in zip(holds, final, strict=True)]
+        try:
+            settled, placed = await charges.settle_and_place(
+                self._db, lane.organization_id, [waiting.item for waiting in settles], placings
+            )
+        except MeshError as error:
+            _answer_all(settles, error)
+            _answer_all(holds, error)
+        except StatementError:  # one bad item must not fail its neighbours
+            await self._commit(lane, "settle", settles, charges.settle)
+            await self._decide(lane, holds)
+        except Exception as bug:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
+            log.error("commit.bug", bug, kind="both", organization_id=lane.organization_id)
+            _answer_all(settles, Internal("INTERNAL", "the ledger failed on this"))
+            _answer_all(holds, Internal("INTERNAL", "the ledger failed on this"))
+        else:
+            for waiting, outcome in zip(settles, settled, strict=True):
+                waiting.answer(outcome)
+            _answer_holds(lane, holds, placed, final)
+
     async def _place(self, lane: Lane) -> None:
         batch = _take(lane.holds)
-        now = asyncio.get_running_loop().time()
-        if batch or lane.freed or any(waiting.until <= now for waiting in lane.patient):
-            batch = [*lane.patient, *batch]
-            lane.patient, lane.freed = [], False
-        for holder in dict.fromkeys(waiting.item.holder_id for waiting in batch):
-            mine = deque(waiting for waiting in batch if waiting.item.holder_id == holder)
-            while part := _take(mine):
-                await self._place_for_holder(lane, part)
+        if lane.patient:
+            now = asyncio.get_running_loop().time()
+            if batch or lane.freed or any(waiting.until <= now for waiting in lane.patient):
+                batch = [*lane.patient, *batch]
+                lane.patient = []
+        lane.freed = False
+        queue = deque(batch)
+        while part := _take(queue):
+            await self._decide(lane, part)
 
-    async def _place_for_holder(self, lane: Lane, batch: list[Waiting[Placing, Placed]]) -> None:
-        now = asyncio.get_running_loop().time()
-        final = {waiting.item.request_id: waiting.until <= now for waiting in batch}
+    async def _decide(self, lane: Lane, batch: list[Waiting[Placing, Placed]]) -> None:
+        final = dict(zip((waiting.item.request_id for waiting in batch), _final(batch), strict=True))
 
         async def place(db: Database, organization_id: str, items: Sequence[Placing]) -> list[Placed]:
             return await charges.place(db, organization_id, [(item, final[item.request_id]) for item in items])
 
         def answer(waiting: Waiting[Placing, Placed], placed: Placed) -> None:
-            match placed:
-                case Refused(refusal=Refusal.IN_FLIGHT, replayed=False) if not final[waiting.item.request_id]:
-                    lane.patient.append(waiting)
-                case _:
-                    _answer(waiting, placed)
+            _answer_holds(lane, [waiting], [placed], [final[waiting.item.request_id]])
 
         await self._commit(lane, "place", batch, place, answer)
 
@@ -156,45 +221,68 @@ class Commits:
         write: Callable[[Database, str, Sequence[Item]], Awaitable[list[Outcome]]],
         answer: Callable[[Waiting[Item, Outcome], Outcome], None] | None = None,
     ) -> None:
+        if not batch:
+            return
         metrics.LEDGER_BATCH.labels(kind).observe(len(batch))
         try:
             outcomes = await write(self._db, lane.organization_id, [waiting.item for waiting in batch])
         except MeshError as error:
-            _fail(batch, error)
+            _answer_all(batch, error)
         except StatementError as error:
             if len(batch) == 1:
                 log.error("commit.refused", error, kind=kind, organization_id=lane.organization_id)
-                _fail(batch, Internal("INTERNAL", "the ledger could not write this"))
+                _answer_all(batch, Internal("INTERNAL", "the ledger could not write this"))
                 return
             for waiting in batch:  # one bad item must not fail its neighbours
                 await self._commit(lane, kind, [waiting], write, answer)
         except Exception as bug:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
             log.error("commit.bug", bug, kind=kind, organization_id=lane.organization_id)
-            _fail(batch, Internal("INTERNAL", "the ledger failed on this"))
+            _answer_all(batch, Internal("INTERNAL", "the ledger failed on this"))
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                (answer or _answer)(waiting, outcome)
+                if answer is None:
+                    waiting.answer(outcome)
+                else:
+                    answer(waiting, outcome)
 
 
-def _answer(waiting: Waiting[Any, Outcome], outcome: Outcome) -> None:
-    if not waiting.outcome.done():
-        waiting.outcome.set_result(outcome)
+def _queue(lane: Lane, queue: deque[Waiting[Item, Outcome]], waiting: Waiting[Item, Outcome]) -> None:
+    if lane.length >= QUEUE_MAX:
+        waiting.answer(Unavailable("OVERLOADED", "too much waits for this organization", retry_after_ms=500))
+    else:
+        queue.append(waiting)
+        lane.wake.set()
 
 
-def _fail(batch: Sequence[Waiting[Any, Any]], error: MeshError) -> None:
+def _final(holds: Sequence[Waiting[Placing, Placed]]) -> list[bool]:
+    now = asyncio.get_running_loop().time()
+    return [waiting.until <= now for waiting in holds]
+
+
+def _answer_holds(
+    lane: Lane, batch: Sequence[Waiting[Placing, Placed]], placed: Sequence[Placed], final: Sequence[bool]
+) -> None:
+    for waiting, outcome, last in zip(batch, placed, final, strict=True):
+        match outcome:
+            case Refused(refusal=Refusal.IN_FLIGHT, replayed=False) if not last:
+                lane.patient.append(waiting)
+            case _:
+                waiting.answer(outcome)
+
+
+def _answer_all(batch: Sequence[Waiting[Any, Any]], error: MeshError) -> None:
     for waiting in batch:
-        if not waiting.outcome.done():
-            waiting.outcome.set_exception(error)
+        waiting.answer(error)
 
 
 def _take(queue: deque[Waiting[Item, Outcome]]) -> list[Waiting[Item, Outcome]]:
-    """Take a batch: nothing whose caller is gone, and no key twice (the second waits for the first one's answer)."""
+    """Take a batch: nothing whose asker is gone, and no key twice (the second waits for the first one's answer)."""
     batch: list[Waiting[Item, Outcome]] = []
     keys: set[str] = set()
     later: list[Waiting[Item, Outcome]] = []
     while queue and len(batch) < BATCH_MAX:
         waiting = queue.popleft()
-        if waiting.outcome.done():
+        if waiting.asker.gone:
             continue
         if waiting.item.request_id in keys:
             later.append(waiting)
@@ -214,4 +302,4 @@ async def _rest(lane: Lane) -> None:
             await lane.wake.wait()
     except TimeoutError:
         lane.freed = True  # try again: another replica may have freed something
-    lane.patient = [waiting for waiting in lane.patient if not waiting.outcome.done()]
+    lane.patient = [waiting for waiting in lane.patient if not waiting.asker.gone]

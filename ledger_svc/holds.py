@@ -131,6 +131,23 @@ SettleOutcome = Settled | NoHold | Ended | Differs
 
 
 @dataclass(frozen=True, slots=True)
+class Posting:
+    """A charge that has its price."""
+
+    request_id: str
+    agent_id: str
+    path_version: int
+    api_key_id: str
+    end_user: str
+    provider: str
+    model: str
+    amount_micros: int
+
+
+Posted = Settled | Refused | StalePath | Differs
+
+
+@dataclass(frozen=True, slots=True)
 class Voiding:
     """A hold to give back: nothing went upstream."""
 

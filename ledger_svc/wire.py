@@ -13,6 +13,7 @@ from ledger_svc.holds import (
     Lapsed,
     NoHold,
     Placed,
+    Posted,
     Refused,
     Settled,
     SettleOutcome,
@@ -20,8 +21,7 @@ from ledger_svc.holds import (
     Voided,
     VoidOutcome,
 )
-from ledger_svc.pricing import Price, Usage
-from mandate.ledger.v1 import budgets_pb2, charges_pb2, prices_pb2, wallets_pb2
+from mandate.ledger.v1 import budgets_pb2, charges_pb2, wallets_pb2
 from mesh import faults
 from mesh.db import Row
 from mesh.errors import Aborted, AlreadyExists, FailedPrecondition, MeshError, NotFound, Unavailable
@@ -47,52 +47,46 @@ def differs(field: str) -> AlreadyExists:
 
 def hold_answer(request_id: str, placed: Placed | MeshError) -> charges_pb2.HoldAnswer:
     """Pack the answer to a request for a hold."""
-    answer = charges_pb2.HoldAnswer(request_id=request_id)
     match placed:
-        case Granted(output_tokens=tokens, ceiling_micros=ceiling, replayed=replayed):
-            answer.granted.CopyFrom(
-                charges_pb2.HoldGranted(output_tokens=tokens, ceiling_micros=ceiling, replayed=replayed)
+        case Granted():
+            granted = charges_pb2.HoldGranted(
+                output_tokens=placed.output_tokens, ceiling_micros=placed.ceiling_micros, replayed=placed.replayed
             )
-        case Refused(refusal=refusal, account_id=account, target_id=target, short_micros=short, replayed=replayed):
-            answer.refused.CopyFrom(
-                charges_pb2.HoldRefused(
-                    refusal=REFUSALS[refusal],
-                    account_id=account,
-                    target_id=target,
-                    short_micros=short,
-                    replayed=replayed,
-                )
+            return charges_pb2.HoldAnswer(request_id=request_id, granted=granted)
+        case Refused():
+            refused = charges_pb2.HoldRefused(
+                refusal=REFUSALS[placed.refusal],
+                account_id=placed.account_id,
+                target_id=placed.target_id,
+                short_micros=placed.short_micros,
+                replayed=placed.replayed,
             )
+            return charges_pb2.HoldAnswer(request_id=request_id, refused=refused)
         case StalePath():
-            answer.fault.CopyFrom(faults.to_fault(Aborted("STALE_PATH", "the agent's path has changed: read it again")))
+            error = Aborted("STALE_PATH", "the agent's path has changed: read it again")
         case Lapsed():
-            answer.fault.CopyFrom(faults.to_fault(Unavailable("LEASE_LAPSED", "the holder's lease has lapsed")))
-        case Differs(field=field):
-            answer.fault.CopyFrom(faults.to_fault(differs(field)))
+            error = Unavailable("LEASE_LAPSED", "the holder's lease has lapsed")
+        case Differs():
+            error = differs(placed.field)
         case MeshError():
-            answer.fault.CopyFrom(faults.to_fault(placed))
-    return answer
+            error = placed
+    return charges_pb2.HoldAnswer(request_id=request_id, fault=faults.to_fault(error))
 
 
 def settle_answer(request_id: str, outcome: SettleOutcome | MeshError) -> charges_pb2.SettleAnswer:
     """Pack the answer to a settlement."""
-    answer = charges_pb2.SettleAnswer(request_id=request_id)
     match outcome:
-        case Settled(charged_micros=charged, balance_micros=balance, breach_micros=breach, replayed=replayed):
-            answer.settled.CopyFrom(
-                charges_pb2.Settled(
-                    charged_micros=charged, balance_micros=balance, breach_micros=breach, replayed=replayed
-                )
-            )
+        case Settled():
+            return charges_pb2.SettleAnswer(request_id=request_id, settled=_settled(outcome))
         case NoHold():
-            answer.fault.CopyFrom(faults.to_fault(NotFound("HOLD_NOT_FOUND", "no such hold was granted")))
-        case Ended(how=how):
-            answer.fault.CopyFrom(faults.to_fault(FailedPrecondition("HOLD_ENDED", f"the hold was {how}", how=how)))
-        case Differs(field=field):
-            answer.fault.CopyFrom(faults.to_fault(differs(field)))
+            error = NotFound("HOLD_NOT_FOUND", "no such hold was granted")
+        case Ended():
+            error = FailedPrecondition("HOLD_ENDED", f"the hold was {outcome.how}", how=outcome.how)
+        case Differs():
+            error = differs(outcome.field)
         case MeshError():
-            answer.fault.CopyFrom(faults.to_fault(outcome))
-    return answer
+            error = outcome
+    return charges_pb2.SettleAnswer(request_id=request_id, fault=faults.to_fault(error))
 
 
 def void_answer(request_id: str, outcome: VoidOutcome | MeshError) -> charges_pb2.VoidAnswer:
@@ -108,33 +102,22 @@ def void_answer(request_id: str, outcome: VoidOutcome | MeshError) -> charges_pb
     return answer
 
 
-def usage_of(message: charges_pb2.TokenUsage) -> Usage:
-    """Read token counts."""
-    return Usage(
-        input_tokens=message.input_tokens,
-        cached_input_tokens=message.cached_input_tokens,
-        cache_write_tokens=message.cache_write_tokens,
-        output_tokens=message.output_tokens,
-        reasoning_tokens=message.reasoning_tokens,
-    )
+def post_answer(request_id: str, outcome: Posted | MeshError) -> charges_pb2.PostChargeAnswer:
+    """Pack the answer to a charge."""
+    if isinstance(outcome, Settled):
+        return charges_pb2.PostChargeAnswer(request_id=request_id, posted=_settled(outcome))
+    answer = hold_answer(request_id, outcome)
+    if answer.HasField("refused"):
+        return charges_pb2.PostChargeAnswer(request_id=request_id, refused=answer.refused)
+    return charges_pb2.PostChargeAnswer(request_id=request_id, fault=answer.fault)
 
 
-def price(value: Price) -> prices_pb2.Price:
-    """Pack a price."""
-    return prices_pb2.Price(
-        id=value.id,
-        provider=value.provider,
-        model=value.model,
-        input_micros_per_mtok=value.input_rate,
-        cached_input_micros_per_mtok=value.cached_input_rate,
-        cache_write_micros_per_mtok=value.cache_write_rate,
-        output_micros_per_mtok=value.output_rate,
-        reasoning_micros_per_mtok=value.reasoning_rate,
-        request_micros=value.request_micros,
-        context_tokens=value.context_tokens,
-        output_tokens_max=value.output_tokens_max,
-        source=value.source,
-        source_date=value.source_date,
+def _settled(settled: Settled) -> charges_pb2.Settled:
+    return charges_pb2.Settled(
+        charged_micros=settled.charged_micros,
+        balance_micros=settled.balance_micros,
+        breach_micros=settled.breach_micros,
+        replayed=settled.replayed,
     )
 
 

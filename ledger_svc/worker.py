@@ -1,11 +1,14 @@
-"""The ledger's loops: lapse silent holders, keep the prices current."""
+"""The ledger's loops: lapse silent holders, keep the prices current, do the slow work."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 
 from ledger_svc.price_book import PriceBook
-from ledger_svc.store import charges
+from ledger_svc.processing import Handler, Job, UsageProcess
+from ledger_svc.store import charges, events, grants, jobs
 from mesh.db import Database
 from mesh.errors import MeshError
 from mesh.telemetry import logs, metrics
@@ -13,6 +16,9 @@ from mesh.telemetry import logs, metrics
 SWEEP_SECONDS = 1.0
 REFRESH_SECONDS = 5.0
 BATCHES_MAX = 20  # of one organization in a sweep: the others wait for it
+RULE_GRACE = timedelta(seconds=60)  # in which a gateway that comes back may still settle what became uncertain
+COVERED_PAUSE = timedelta(seconds=1)  # until expired credits that holds in flight counted on are looked at again
+PRUNE_PAUSE = timedelta(hours=1)
 
 log = logs.get(__name__)
 
@@ -43,7 +49,7 @@ async def sweep(db: Database, lease_ms: int) -> None:
 
 async def _mark_uncertain(db: Database, organization_id: str) -> None:
     for _ in range(BATCHES_MAX):
-        count = await charges.mark_uncertain(db, organization_id)
+        count = await jobs.sweep_uncertain(db, organization_id, RULE_GRACE)
         if count:
             metrics.HOLDS_UNCERTAIN.inc(count)
             log.warn("hold.uncertain", organization_id=organization_id, count=count)
@@ -59,3 +65,38 @@ async def refresh_prices(prices: PriceBook) -> None:
             await prices.refresh()
         except MeshError as error:
             log.warn("prices.not_refreshed", reason=error.reason)
+
+
+async def process(db: Database, driver: UsageProcess) -> None:
+    """Schedule what is done again and again, then do what becomes due, for ever."""
+    for kind in ("events.prune", "jobs.prune", "leases.prune"):
+        await driver.schedule(Job(kind, "all", {}))
+    await driver.run(handlers(db))
+
+
+def handlers(db: Database, rule_grace: timedelta = RULE_GRACE) -> Mapping[str, Handler]:
+    """Return who does which kind of job."""
+
+    async def expire_grants(job: Job) -> timedelta | None:
+        return COVERED_PAUSE if await grants.expire(db, job.payload["organization_id"]) else None
+
+    async def resolve_holds(job: Job) -> timedelta | None:
+        decided, waiting = await jobs.resolve_by_rule(db, job.payload["organization_id"], rule_grace)
+        if not waiting:
+            return None
+        return timedelta() if decided == jobs.RESOLVED_MAX else rule_grace
+
+    return {
+        "grants.expire": expire_grants,
+        "holds.resolve": resolve_holds,
+        "events.prune": _pruning(db, events.prune, events.PRUNED_MAX),
+        "jobs.prune": _pruning(db, jobs.prune_done, jobs.JOBS_PRUNED_MAX),
+        "leases.prune": _pruning(db, jobs.prune_leases, jobs.LEASES_PRUNED_MAX),
+    }
+
+
+def _pruning(db: Database, prune: Callable[[Database], Awaitable[int]], most: int) -> Handler:
+    async def again(_: Job) -> timedelta:
+        return timedelta() if await prune(db) == most else PRUNE_PAUSE
+
+    return again

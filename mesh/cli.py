@@ -133,8 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _module("mesh.demo"), "Do the main story once and print what happened.")
     demo.add_argument("--json", action="store_true", help="one JSON object; a running mesh is left running")
     verify = add("verify", _module("mesh.verify"), "Verify an exported audit trail without a database.")
-    verify.add_argument("file", metavar="FILE", help="the export")
-    verify.add_argument("--head", metavar="FILE", help="a signed checkpoint that you trust")
+    verify.add_argument("file", nargs="?", metavar="FILE", help="the export")
+    verify.add_argument("--head", metavar="FILE", help="a line of an export, such as a signed head, that you trust")
+    verify.add_argument("--key", metavar="FILE", help="the public key of the signer, or of one before, that you trust")
+    verify.add_argument("--proof", metavar="FILE", help="a proof of one entry, in place of an export")
+    keys = add("keys", _module("mesh.audit_keys"), "Show or replace the key that signs audit trails.")
+    keys.add_argument("action", choices=("rotate", "show"))
+    keys.add_argument("which", choices=("audit",))
+    keys.add_argument("--file", metavar="FILE", help="the key file; $MANDATE_HOME/keys/audit.json")
     return parser
 
 

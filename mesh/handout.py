@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh import certificates, console
+from mesh import audit_keys, certificates, console
 from mesh.clock import SystemClock
 from mesh.embedded.provision import addresses
 from mesh.home import Home, write_private
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from mesh.services import Service
 
 # What a service's key is called in the home, and in its own folder, where <service>.key is that of its certificate.
-KEY_FILES = {"identity": ("identity.key", "sealing.key"), "vault": ("vault.json", "vault.json")}
+KEY_FILES = {
+    "identity": ("identity.key", "sealing.key"),
+    "vault": ("vault.json", "vault.json"),
+    "ledger": ("audit.json",) * 2,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +45,7 @@ def main(arguments: list[str]) -> int:
         certificates.ensure(home, SystemClock())
         home.ensure_key("identity")
         home.ensure_keyring("vault")
+        audit_keys.ensure(home, SystemClock().now())
         plan = Plan(load(Runtime, source), deployment, source, home, {})
         asyncio.run(prepare_database(plan, console.terminal()))
         for service in SERVICES:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from mesh import caller
+from mesh import audit, caller
 from mesh.db import Connection, Database
 from mesh.errors import AlreadyExists, invalid
 
@@ -51,12 +51,13 @@ async def once(
     kind: type[Answer],
     make: Callable[[Connection], Awaitable[Answer]],
     *,
+    audited: Callable[[Answer], audit.Fact],
     pepper: bytes,
 ) -> Once[Answer]:
     """Run `make` in one transaction with the record of its answer, or give the answer it gave before.
 
-    `pepper` keys the digest of the request, which may hold secrets. The same id with another request is
-    ALREADY_EXISTS and names the field that differs.
+    `audited` says of the answer what goes into the audit chain. `pepper` keys the digest of the request, which may hold
+    secrets. The same id with another request is ALREADY_EXISTS and names the field that differs.
     """
     request_id = check_request_id(request)
     method = type(request).DESCRIPTOR.full_name
@@ -76,6 +77,7 @@ async def once(
                 raise AlreadyExists("REQUEST_ID_REUSED", f"request_id was used with another {field}", field=field)
             return Once(kind.FromString(row["response"]), replayed=True)
         answer = await make(tx)
+        await audit.record(tx, audited(answer))
         await tx.execute(
             "INSERT INTO requests (actor, method, request_id, request, digest, response)"
             " VALUES ($1, $2, $3, $4, $5, $6)",

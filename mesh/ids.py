@@ -24,6 +24,7 @@ class Kind(StrEnum):
     POLICY = "pol"
     ACCOUNT = "acc"
     BUDGET = "bud"
+    GRANT = "grt"
     TRANSFER = "trf"
     REQUEST = "req"
     HOLDER = "gtw"

@@ -1,7 +1,7 @@
 """Events written in the transaction that they report, delivered after it: at least once, in order, by one worker.
 
-A service's schema holds `outbox` (see `TABLE`). What delivery means is the caller's: a function that takes a run of
-payloads and raises MeshError when it could not deliver them.
+A service's schema holds `outbox` (see `TABLE`), or another table of the same columns. What delivery means is the
+caller's: a function that takes a run of payloads and raises MeshError when it could not deliver them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ async def write(tx: Connection, payloads: Sequence[bytes]) -> None:
 class Outbox:
     """Delivers one service's events; any number of replicas may run it, one at a time delivers."""
 
-    def __init__(self, db: Database, schema: str, deliver: Deliver) -> None:
+    def __init__(self, db: Database, schema: str, deliver: Deliver, *, table: str = "outbox") -> None:
         self._db = db
-        self._schema = schema
+        self._table = table
+        self._name = schema if table == "outbox" else f"{schema}.{table}"
         self._deliver = deliver
         self._kicked = asyncio.Event()
 
@@ -61,7 +62,7 @@ class Outbox:
                 pause_seconds = 0.0 if delivered else IDLE_SECONDS
             except MeshError as error:
                 pause_seconds = min(max(pause_seconds, 0.05) * 2, RETRY_SECONDS_MAX)
-                log.warn("outbox.delivery_failed", schema=self._schema, reason=error.reason)
+                log.warn("outbox.delivery_failed", schema=self._name, reason=error.reason)
             if pause_seconds:
                 await self._wait(pause_seconds)
 
@@ -77,10 +78,10 @@ class Outbox:
     async def _deliver_batch(self) -> int:
         async with self._db.transaction() as tx:
             # One deliverer at a time keeps the order; the others wait here and then find nothing left.
-            await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 2))", f"outbox:{self._schema}")
-            rows = await tx.fetch("SELECT id, payload FROM outbox ORDER BY id LIMIT $1", BATCH_MAX)
-            metrics.OUTBOX_WAITING.labels(self._schema).set(len(rows))
+            await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 2))", f"outbox:{self._name}")
+            rows = await tx.fetch(f"SELECT id, payload FROM {self._table} ORDER BY id LIMIT $1", BATCH_MAX)  # noqa: S608
+            metrics.OUTBOX_WAITING.labels(self._name).set(len(rows))
             if rows:
                 await self._deliver([row["payload"] for row in rows])
-                await tx.execute("DELETE FROM outbox WHERE id = ANY($1)", [row["id"] for row in rows])
+                await tx.execute(f"DELETE FROM {self._table} WHERE id = ANY($1)", [row["id"] for row in rows])  # noqa: S608
         return len(rows)

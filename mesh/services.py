@@ -27,7 +27,7 @@ class Service:
 SERVICES: tuple[Service, ...] = (
     Service(name="ledger", package="ledger_svc", needs=("postgres",), grpc=30, metrics=70),
     Service(name="identity", package="identity_svc", needs=("postgres", "valkey", "ledger"), grpc=10, metrics=50),
-    Service(name="vault", package="vault_svc", needs=("postgres", "identity"), grpc=20, metrics=60),
+    Service(name="vault", package="vault_svc", needs=("postgres", "ledger", "identity"), grpc=20, metrics=60),
     Service(
         name="gateway",
         package="gateway_svc",

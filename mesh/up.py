@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import httpx
 
-from mesh import certificates, probes, status
+from mesh import audit_keys, certificates, probes, status
 from mesh.clock import SystemClock
 from mesh.embedded import postgres, valkey
 from mesh.embedded.postgres import Postgres
@@ -128,6 +128,7 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None], *, in
             home.ensure_key(key)
         for keyring in KEYRINGS:
             home.ensure_keyring(keyring)
+        audit_keys.ensure(home, SystemClock().now())
         if deployment.database_url:
             await prepare_database(plan, say)
         plan.operator.client()  # a folder of certificates that lacks one is told before anything starts

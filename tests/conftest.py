@@ -11,6 +11,7 @@ from ledger_svc.commits import Commits
 from ledger_svc.keys import LedgerKeys
 from ledger_svc.price_book import PriceBook
 from ledger_svc.service import Ledger
+from ledger_svc.store import prices as price_store
 from ledger_svc.store import registry, wallets
 from mesh import db, ids, testing
 from mesh.db import Database
@@ -51,7 +52,7 @@ class RunningLedger:
 @pytest.fixture(scope="session")
 async def ledger(house: testing.House, issuer: testing.TestIssuer) -> AsyncIterator[RunningLedger]:
     async with db.connect(house.dsn("ledger"), service="ledger") as database:
-        await registry.put_prices(database, price_list.parse(PRICES.read_text(), 100))
+        await price_store.put(database, price_list.parse(PRICES.read_text(), 100))
         await registry.put_keys(database, [(issuer.key_id, issuer.jwk)])
         prices = PriceBook(database)
         await prices.refresh()

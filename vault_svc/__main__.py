@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 
 from mandate.identity.v1 import keys_pb2
-from mesh import client, db, ports, server
+from mesh import audit, client, db, ports, server
 from mesh.settings import Runtime, load
 from mesh.tls import Certificates
 from mesh.verification import IdentityKeys
@@ -26,13 +26,21 @@ async def main() -> None:
         Certificates(runtime.tls, "vault"),
         keys_pb2.DESCRIPTOR.services_by_name.values(),
     )
-    async with db.connect(settings.database_url, service="vault") as database, client.connected(identity):
+    ledger = client.connect(
+        "ledger", ports.address_of("ledger", runtime), Certificates(runtime.tls, "vault"), (audit.SERVICE,)
+    )
+    async with (
+        db.connect(settings.database_url, service="vault") as database,
+        client.connected(identity),
+        client.connected(ledger),
+    ):
         keys = TenantKeys(database, root_keys)
         await keys.try_all_roots()
         verification = IdentityKeys(identity)
         registrations = service.registrations(database, keys, lease_ms=settings.lease_ms)
         serving = server.Server("vault", runtime, registrations, verification, service.resolver(database))
-        await server.serve(serving, before_stop=[verification.close])
+        workers = (audit.delivery(database, "vault", ledger),)
+        await server.serve(serving, workers, before_stop=[verification.close])
 
 
 if __name__ == "__main__":

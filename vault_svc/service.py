@@ -9,7 +9,7 @@ import grpc
 
 from mandate.vault.v1 import credentials_pb2 as pb
 from mandate.vault.v1 import credentials_pb2_grpc as rpc
-from mesh import caller, idempotency, ids, paging
+from mesh import audit, caller, idempotency, ids, paging
 from mesh.chain.access import ScopeResolver
 from mesh.db import Connection, Database
 from mesh.errors import NotFound, invalid
@@ -85,7 +85,11 @@ class CredentialService(rpc.CredentialServiceServicer):
         make: Callable[[Connection], Awaitable[pb.Credential]],
     ) -> pb.Credential:
         pepper = await self._keys.pepper(organization_id)
-        done = await idempotency.once(self._db, request, pb.Credential, make, pepper=pepper)
+
+        def fact(made: pb.Credential) -> audit.Fact:
+            return audit.Fact(made.organization_id, event, made.id, {"provider": made.provider})
+
+        done = await idempotency.once(self._db, request, pb.Credential, make, audited=fact, pepper=pepper)
         if not done.replayed:
             answer, actor = done.answer, caller.current().actor
             log.event(event, credential=answer.id, organization=organization_id, provider=answer.provider, actor=actor)

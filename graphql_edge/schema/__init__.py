@@ -15,12 +15,14 @@ from graphql_edge.schema.keys import KeyMutations
 from graphql_edge.schema.organizations import OrganizationMutations, OrganizationQueries
 from graphql_edge.schema.people import PeopleMutations, PeopleQueries
 from graphql_edge.schema.policies import PolicyMutations
+from graphql_edge.schema.prices import PriceQueries
+from graphql_edge.schema.rules import RulesMutations
 from graphql_edge.schema.scalars import INT64, MICROS, Int64, Micros
 from graphql_edge.schema.wallets import WalletMutations
 
 
 @strawberry.type
-class Query(PeopleQueries, OrganizationQueries, DirectoryQueries):
+class Query(PeopleQueries, OrganizationQueries, DirectoryQueries, PriceQueries):
     """Everything that can be read."""
 
 
@@ -34,6 +36,7 @@ class Mutation(  # one class for each area
     WalletMutations,
     BudgetMutations,
     PolicyMutations,
+    RulesMutations,
 ):
     """Everything that can be changed; what a service refuses is told in userErrors."""
 

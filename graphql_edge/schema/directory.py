@@ -16,6 +16,7 @@ from graphql_edge.schema.errors import Payload
 from graphql_edge.schema.fields import Info, Keyed, field, key_of, mutation
 from graphql_edge.schema.keys import ApiKey, api_keys
 from graphql_edge.schema.pages import SIZE_DEFAULT, Connection
+from graphql_edge.schema.reports import UsageReports
 from graphql_edge.schema.scalars import time_of
 from mandate.identity.v1 import directory_pb2 as pb
 
@@ -85,6 +86,11 @@ class Agent(AgentSummary):
     ) -> Connection[ApiKey] | None:
         """Page through the agent's keys, newest first."""
         return await api_keys(info.context, self.id, first, after)
+
+    @field
+    async def reports(self, info: Info) -> UsageReports:
+        """Report on the agent's usage."""
+        return UsageReports(organization_id=self.organization_id, node_id=self.id)
 
 
 def workspace_of(message: pb.Workspace) -> Workspace:

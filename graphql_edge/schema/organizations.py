@@ -7,21 +7,23 @@ from datetime import datetime
 
 import strawberry
 
-from graphql_edge.schema import records
+from graphql_edge.schema import audit, records
 from graphql_edge.schema.budgets import Budget, budgets
 from graphql_edge.schema.credentials import ProviderCredential, provider_credentials
 from graphql_edge.schema.directory import AgentGroup, AgentSummary, Workspace, agent_group_of, workspace_of
 from graphql_edge.schema.errors import Payload
 from graphql_edge.schema.fields import Info, Keyed, KeyRequired, field, key_of, mutation
+from graphql_edge.schema.grants import CreditGrant, credit_grants
 from graphql_edge.schema.keys import ApiKey, api_keys
 from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size_of
 from graphql_edge.schema.policies import Policy, policies
+from graphql_edge.schema.prices import Bill, bill
+from graphql_edge.schema.reports import UsageReports
+from graphql_edge.schema.rules import LedgerRules, rules
 from graphql_edge.schema.scalars import Int64, time_of
 from graphql_edge.schema.wallets import Transfer, Wallet, wallet_of
 from mandate.identity.v1 import directory_pb2 as pb
 from mandate.ledger.v1 import wallets_pb2
-
-AUDIT_LINES_DEFAULT = 500
 
 
 @strawberry.type
@@ -88,6 +90,13 @@ class Organization:
         return await budgets(info.context, self.id, first, after)
 
     @field
+    async def credit_grants(
+        self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None
+    ) -> Connection[CreditGrant] | None:
+        """Page through credit grants with what is left of them, oldest first."""
+        return await credit_grants(info.context, self.id, first, after)
+
+    @field
     async def policies(
         self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None
     ) -> Connection[Policy] | None:
@@ -116,6 +125,21 @@ class Organization:
         return await records.usage(info.context, self.id, first, after)
 
     @field
+    async def bill(self, info: Info, request_id: str) -> Bill | None:
+        """Return how the charge of one completion came about, line by line."""
+        return await bill(info.context, self.id, request_id)
+
+    @field
+    async def reports(self, info: Info, below: strawberry.ID | None = None) -> UsageReports:
+        """Report on the organization, or on what is `below` one workspace, group or agent."""
+        return UsageReports(organization_id=self.id, node_id=below or self.id)
+
+    @field
+    async def rules(self, info: Info) -> LedgerRules | None:
+        """Return how the books are kept."""
+        return await rules(info.context, self.id)
+
+    @field
     async def uncertain_holds(
         self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None
     ) -> Connection[records.UncertainHold] | None:
@@ -124,10 +148,31 @@ class Organization:
 
     @field
     async def audit_export(
-        self, info: Info, first: int = AUDIT_LINES_DEFAULT, after_seq: Int64 | None = None
-    ) -> records.AuditExport | None:
-        """Export the audit chain, oldest first, 1 to 1,000 lines at once."""
-        return await records.audit_export(info.context, self.id, first, after_seq or 0)
+        self, info: Info, first: int = audit.LINES_DEFAULT, after_seq: Int64 | None = None
+    ) -> audit.AuditExport | None:
+        """Export the audit chain as JSON Lines, oldest first, 1 to 1,000 entries at once."""
+        return await audit.export(info.context, self.id, first, after_seq or 0)
+
+    @field
+    async def audit_entries(
+        self,
+        info: Info,
+        where: audit.AuditFilter | None = None,
+        first: int = SIZE_DEFAULT,
+        after: str | None = None,
+    ) -> Connection[audit.AuditEntry] | None:
+        """Page through the audit chain, newest first; a page may be empty although the list goes on."""
+        return await audit.entries(info.context, self.id, where or audit.AuditFilter(), first, after)
+
+    @field
+    async def audit_head(self, info: Info) -> audit.AuditHead | None:
+        """Return the newest signed head of the audit chain."""
+        return await audit.head(info.context, self.id)
+
+    @field
+    async def audit_proof(self, info: Info, seq: Int64) -> audit.AuditProof | None:
+        """Prove that the newest signed head holds one entry."""
+        return await audit.proof(info.context, self.id, seq)
 
 
 def organization_of(message: pb.Organization) -> Organization:

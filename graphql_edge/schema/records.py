@@ -1,4 +1,4 @@
-"""What happened, as the ledger keeps it: transfers, entries, usage, uncertain holds and the audit chain."""
+"""What happened, as the ledger keeps it: transfers, entries, usage, uncertain holds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from datetime import datetime
 import strawberry
 
 from graphql_edge.operation import Operation
-from graphql_edge.schema.errors import invalid
+from graphql_edge.schema.fields import Info, field
 from graphql_edge.schema.pages import Connection, connection, size_of
+from graphql_edge.schema.prices import Bill, bill
 from graphql_edge.schema.scalars import Int64, Micros, time_of
 from graphql_edge.schema.wallets import Transfer, transfer_of
-from mandate.ledger.v1 import audit_pb2
 from mandate.ledger.v1 import wallets_pb2 as pb
-
-AUDIT_LINES_MAX = 1_000
 
 
 @strawberry.type
@@ -57,6 +55,12 @@ class Usage:
     first_token_ms: int
     streamed: bool
     time: datetime
+    organization_id: strawberry.Private[str]
+
+    @field
+    async def bill(self, info: Info) -> Bill | None:
+        """Return how the charge came about, line by line."""
+        return await bill(info.context, self.organization_id, self.request_id)
 
 
 @strawberry.type
@@ -71,14 +75,6 @@ class UncertainHold:
     uncertain_time: datetime
     provider: str
     model: str
-
-
-@strawberry.type
-class AuditExport:
-    """Lines of the audit chain for `mandate verify`: a hash, then a JSON object. Go on with the last line's seq."""
-
-    lines: list[str]
-    has_more: bool
 
 
 def entry_of(message: pb.Entry) -> Entry:
@@ -120,6 +116,7 @@ def usage_of(message: pb.Usage) -> Usage:
         first_token_ms=message.first_token_ms,
         streamed=message.streamed,
         time=time_of(message.time),
+        organization_id=message.organization_id,
     )
 
 
@@ -167,12 +164,3 @@ async def uncertain_holds(
     )
     answer = await operation.call(operation.stubs.wallets.ListUncertainHolds, request)
     return connection(uncertain_hold_of, answer.holds, answer.next_page_token)
-
-
-async def audit_export(operation: Operation, organization_id: str, first: int, after_seq: int) -> AuditExport:
-    """Read one page of an organization's audit chain."""
-    if not 1 <= first <= AUDIT_LINES_MAX:
-        raise invalid("first", f"must be 1 to {AUDIT_LINES_MAX}")
-    request = audit_pb2.ExportAuditRequest(organization_id=organization_id, after_seq=after_seq, page_size=first)
-    answer = await operation.call(operation.stubs.audit.ExportAudit, request)
-    return AuditExport(lines=list(answer.lines), has_more=answer.more)

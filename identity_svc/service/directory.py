@@ -14,6 +14,7 @@ from identity_svc.worker import Delivery
 from mandate.identity.v1 import directory_pb2 as pb
 from mandate.identity.v1 import directory_pb2_grpc as rpc
 from mesh import caller, outbox
+from mesh.audit import Fact
 from mesh.chain import Context
 from mesh.clock import Clock
 from mesh.db import Connection, Database
@@ -24,6 +25,7 @@ from mesh.paging import next_token, page_of
 Answer = TypeVar("Answer", bound=Message)
 Item = TypeVar("Item")
 Placed = TypeVar("Placed", directory.Organization, directory.Workspace, directory.AgentGroup, directory.Agent)
+ACTIONS = {directory.AgentState.SUSPENDED: "agent.suspended", directory.AgentState.ACTIVE: "agent.resumed"}
 
 
 class DirectoryServicer(rpc.DirectoryServiceServicer):
@@ -42,7 +44,7 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             made = await organizations.add(tx, owner_id, name, self._clock.now())
             return wire.organization(await _told(tx, made))
 
-        return await self._create(request, pb.Organization, make)
+        return await self._create(request, pb.Organization, make, _organization("organization.created"))
 
     async def GetOrganization(self, request: pb.GetOrganizationRequest, context: Context) -> pb.Organization:
         found = await organizations.find(self._db, request.organization_id)
@@ -56,7 +58,8 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             found = await organizations.rename(tx, request.organization.id, name, self._clock.now())
             return wire.organization(_there(found, "organization.id"))
 
-        return (await once(self._db, request, pb.Organization, make, pepper=self._pepper)).answer
+        audited = _organization("organization.renamed")
+        return (await once(self._db, request, pb.Organization, make, audited=audited, pepper=self._pepper)).answer
 
     async def ListOrganizations(
         self, request: pb.ListOrganizationsRequest, context: Context
@@ -75,7 +78,9 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             made = await hierarchy.add_workspace(tx, request.organization_id, name, self._clock.now())
             return wire.workspace(await _told(tx, _there(made, "organization_id")))
 
-        return await self._create(request, pb.Workspace, make)
+        return await self._create(
+            request, pb.Workspace, make, lambda made: Fact(made.organization_id, "workspace.created", made.id, {})
+        )
 
     async def ListWorkspaces(self, request: pb.ListWorkspacesRequest, context: Context) -> pb.ListWorkspacesResponse:
         page = page_of(request.page_size, request.page_token)
@@ -92,7 +97,11 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             made = await hierarchy.add_agent_group(tx, request.workspace_id, name, self._clock.now())
             return wire.agent_group(await _told(tx, _there(made, "workspace_id")))
 
-        return await self._create(request, pb.AgentGroup, make)
+        def fact(made: pb.AgentGroup) -> Fact:
+            detail = {"workspace_id": made.workspace_id}
+            return Fact(made.organization_id, "agent_group.created", made.id, detail)
+
+        return await self._create(request, pb.AgentGroup, make, fact)
 
     async def ListAgentGroups(self, request: pb.ListAgentGroupsRequest, context: Context) -> pb.ListAgentGroupsResponse:
         page = page_of(request.page_size, request.page_token)
@@ -109,7 +118,11 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             made = await hierarchy.add_agent(tx, request.agent_group_id, name, self._clock.now())
             return wire.agent(await _told(tx, _there(made, "agent_group_id")))
 
-        return await self._create(request, pb.Agent, make)
+        def fact(made: pb.Agent) -> Fact:
+            detail = {"agent_group_id": made.agent_group_id, "workspace_id": made.workspace_id}
+            return Fact(made.organization_id, "agent.created", made.id, detail)
+
+        return await self._create(request, pb.Agent, make, fact)
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.Agent:
         return wire.agent(_there(await hierarchy.agent(self._db, request.agent_id), "agent_id"))
@@ -138,15 +151,26 @@ class DirectoryServicer(rpc.DirectoryServiceServicer):
             found = await hierarchy.set_state(tx, request.agent_id, state, self._clock.now())
             return wire.agent(_there(found, "agent_id"))
 
-        return (await once(self._db, request, pb.Agent, make, pepper=self._pepper)).answer
+        def fact(found: pb.Agent) -> Fact:
+            return Fact(found.organization_id, ACTIONS[state], found.id, {})
+
+        return (await once(self._db, request, pb.Agent, make, audited=fact, pepper=self._pepper)).answer
 
     async def _create(
-        self, request: Message, kind: type[Answer], make: Callable[[Connection], Awaitable[Answer]]
+        self,
+        request: Message,
+        kind: type[Answer],
+        make: Callable[[Connection], Awaitable[Answer]],
+        audited: Callable[[Answer], Fact],
     ) -> Answer:
         """Create once, then see that the ledger knows; without the ledger the object is there all the same."""
-        made = await once(self._db, request, kind, make, pepper=self._pepper)
+        made = await once(self._db, request, kind, make, audited=audited, pepper=self._pepper)
         await self._delivery.settle()
         return made.answer
+
+
+def _organization(action: str) -> Callable[[pb.Organization], Fact]:
+    return lambda made: Fact(made.id, action, made.id, {})
 
 
 async def _told(tx: Connection, made: Placed) -> Placed:

@@ -10,9 +10,11 @@ from identity_svc.directory import check_expiry
 from identity_svc.names import name_of
 from identity_svc.signing import SigningKeys
 from identity_svc.store import api_keys as store
+from identity_svc.store.hierarchy import organization_of
 from identity_svc.worker import Hub
 from mandate.identity.v1 import keys_pb2 as pb
 from mandate.identity.v1 import keys_pb2_grpc as rpc
+from mesh.audit import Fact
 from mesh.chain import Context
 from mesh.clock import Clock
 from mesh.db import Connection, Database
@@ -34,6 +36,7 @@ class KeyServicer(rpc.KeyServiceServicer):
     async def IssueApiKey(self, request: pb.IssueApiKeyRequest, context: Context) -> pb.IssueApiKeyResponse:
         name = name_of(request.name)
         expires_at = wire.moment(request.expire_time, "expire_time") if request.HasField("expire_time") else None
+        organization_id = await self._organization(request.agent_id, "agent_id")
 
         async def make(tx: Connection) -> pb.IssueApiKeyResponse:
             now = self._clock.now()
@@ -45,7 +48,10 @@ class KeyServicer(rpc.KeyServiceServicer):
                 raise NotFound("NOT_FOUND", "no such agent_id", field="agent_id")
             return pb.IssueApiKeyResponse(api_key=wire.api_key(added), plaintext=bearer.reveal())
 
-        issued = await once(self._db, request, pb.IssueApiKeyResponse, make, pepper=self._pepper)
+        def fact(made: pb.IssueApiKeyResponse) -> Fact:
+            return Fact(organization_id, "api_key.issued", made.api_key.id, {"agent_id": made.api_key.agent_id})
+
+        issued = await once(self._db, request, pb.IssueApiKeyResponse, make, audited=fact, pepper=self._pepper)
         issued.answer.replayed = issued.replayed
         return issued.answer
 
@@ -58,13 +64,18 @@ class KeyServicer(rpc.KeyServiceServicer):
         )
 
     async def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: Context) -> pb.ApiKey:
+        organization_id = await self._organization(request.api_key_id, "api_key_id")
+
         async def make(tx: Connection) -> pb.ApiKey:
             revoked = await store.revoke(tx, request.api_key_id, self._clock.now())
             if revoked is None:
                 raise NotFound("NOT_FOUND", "no such api_key_id", field="api_key_id")
             return wire.api_key(revoked)
 
-        return (await once(self._db, request, pb.ApiKey, make, pepper=self._pepper)).answer
+        def fact(revoked: pb.ApiKey) -> Fact:
+            return Fact(organization_id, "api_key.revoked", revoked.id, {"agent_id": revoked.agent_id})
+
+        return (await once(self._db, request, pb.ApiKey, make, audited=fact, pepper=self._pepper)).answer
 
     async def ResolveApiKey(self, request: pb.ResolveApiKeyRequest, context: Context) -> pb.ResolveApiKeyResponse:
         if len(request.key_sha256) != bearers.DIGEST_BYTES:
@@ -84,3 +95,9 @@ class KeyServicer(rpc.KeyServiceServicer):
         published = await self._keys.published()
         keys = [pb.VerificationKey(key_id=key_id, jwk=jwk) for key_id, jwk in published.items()]
         return pb.ListVerificationKeysResponse(keys=keys)
+
+    async def _organization(self, object_id: str, field: str) -> str:
+        organization_id = await organization_of(self._db, object_id)
+        if organization_id is None:
+            raise NotFound("NOT_FOUND", f"no such {field}", field=field)
+        return organization_id

@@ -26,9 +26,11 @@ CREATE TABLE budgets (
   organization_id text NOT NULL,
   target_id       text NOT NULL,   -- one column: a budget can have no second target
   period          text NOT NULL CHECK (period IN ('daily', 'monthly', 'total')),
+  ordinal         int NOT NULL,    -- gapless within the organization: the highest says which budgets there are
   request_id      text NOT NULL,
   created_at      timestamptz NOT NULL,
-  UNIQUE (organization_id, request_id)
+  UNIQUE (organization_id, request_id),
+  UNIQUE (organization_id, ordinal)
 );
 CREATE INDEX budgets_of_target ON budgets (organization_id, target_id);
 
@@ -77,6 +79,21 @@ CREATE TABLE accounts (
   UNIQUE NULLS NOT DISTINCT (organization_id, kind, budget_id, window_start)
 );
 
+-- Accounts whose floors a charge counts against, the wallet first: what stands above an agent, kept once and referred to.
+-- Holds of the agent take the newest one for as long as nothing that it was made of changes.
+CREATE TABLE limit_sets (
+  id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  organization_id text NOT NULL,
+  agent_id        text NOT NULL,         -- '' when made for one settlement
+  path            text[] NOT NULL,
+  accounts        bigint[] NOT NULL,
+  path_version    bigint NOT NULL,
+  budgets         int NOT NULL,          -- the organization's last budget when it was made, and its rules' version
+  rules           int NOT NULL,
+  until           timestamptz NOT NULL   -- when the first of its windows ends
+);
+CREATE INDEX limit_sets_of_agent ON limit_sets (organization_id, agent_id, id DESC);
+
 -- The first answer to each request for a hold, for ever: granted or refused.
 CREATE TABLE holds (
   organization_id  text NOT NULL,
@@ -85,7 +102,6 @@ CREATE TABLE holds (
   api_key_id       text NOT NULL,
   end_user         text NOT NULL,
   holder_id        text NOT NULL,
-  path             text[] NOT NULL,
   routes           text NOT NULL,       -- provider/model,provider/model
   price_ids        text[] NOT NULL,     -- one for each route
   input_tokens_max bigint NOT NULL,
@@ -95,7 +111,7 @@ CREATE TABLE holds (
   status           smallint NOT NULL,   -- as place_holds answers it
   output_tokens    bigint NOT NULL,
   ceiling_micros   bigint NOT NULL CHECK (ceiling_micros >= 0),
-  limits           bigint[] NOT NULL,   -- the accounts whose floors it counts against, the wallet first
+  limit_set        bigint NOT NULL,     -- 0: refused
   blocker          text NOT NULL,
   target_id        text NOT NULL,
   short_micros     bigint NOT NULL,
@@ -111,13 +127,12 @@ CREATE TABLE hold_links (
   PRIMARY KEY (organization_id, request_id, account_id)
 );
 
--- What became of a hold: held (no row) → settled | voided | uncertain → settled (late) | voided (late) | resolved.
+-- What became of a hold: held → settled (its row in `usage`) | voided | uncertain → settled (late) | voided (late) | resolved.
 CREATE TABLE outcomes (
   organization_id text NOT NULL,
   request_id      text NOT NULL,
-  phase           text NOT NULL CHECK (phase IN ('settled', 'voided', 'uncertain', 'resolved')),
+  phase           text NOT NULL CHECK (phase IN ('voided', 'uncertain', 'resolved')),
   charged_micros  bigint NOT NULL,
-  breach_micros   bigint NOT NULL DEFAULT 0,
   reason          text NOT NULL DEFAULT '',
   resolution_key  text,    -- resolved: the key of the decision, and the amount it named (NULL: the ceiling)
   asked_micros    bigint,
@@ -138,16 +153,17 @@ CREATE TABLE transfers (
   debit           bigint NOT NULL,
   credit          bigint NOT NULL,
   amount_micros   bigint NOT NULL CHECK (amount_micros > 0),
-  limits          bigint[] NOT NULL DEFAULT '{}',           -- budget accounts that it counts against
+  limit_set       bigint NOT NULL DEFAULT 0,                -- whose budgets' accounts it counts against
   direction       smallint NOT NULL DEFAULT 0 CHECK (direction IN (-1, 0, 1)),  -- -1 uses the budgets, 1 gives back
   actor           text NOT NULL,
   reason          text NOT NULL DEFAULT '',
   posted_at       timestamptz NOT NULL,
   PRIMARY KEY (organization_id, seq),
-  UNIQUE (organization_id, key, phase),
   CHECK (debit <> credit),
-  CHECK ((direction = 0) = (cardinality(limits) = 0))
+  CHECK ((direction = 0) = (limit_set = 0))
 );
+-- A charge is made with its row in `usage`, whose key is as unique: one index less on the hot path.
+CREATE UNIQUE INDEX transfers_key ON transfers (organization_id, key, phase) WHERE phase <> 'charge';
 
 -- One row a completion, in the commit of its charge.
 CREATE TABLE usage (
@@ -192,13 +208,18 @@ CREATE TABLE audit (
   PRIMARY KEY (organization_id, seq)
 );
 
--- Derived, rebuilt from facts at will: the last balance of an account, and which holds are open.
+-- Derived, rebuilt from facts at will: an account's balance after each commit that touched it, and which holds are open.
 CREATE TABLE checkpoints (
   account_id     bigint NOT NULL,
-  version        bigint NOT NULL,
+  at             timestamptz NOT NULL,   -- the commit's ledger time
+  step           smallint NOT NULL,      -- counts within it
+  transfer_seq   bigint NOT NULL,        -- the last transfer that is in it
   settled_micros bigint NOT NULL,
   held_micros    bigint NOT NULL,
-  PRIMARY KEY (account_id, version)
+  floor_micros   bigint NOT NULL,
+  disabled       boolean NOT NULL,
+  auto_disable   boolean NOT NULL,
+  PRIMARY KEY (account_id, at, step)
 );
 CREATE TABLE open_holds (
   organization_id text NOT NULL,
@@ -207,7 +228,6 @@ CREATE TABLE open_holds (
   held_at         timestamptz NOT NULL,
   PRIMARY KEY (organization_id, request_id)
 );
-CREATE INDEX open_holds_of_holder ON open_holds (holder_id);
 
 -- The life of a gateway process.
 CREATE TABLE leases (
@@ -220,7 +240,7 @@ CREATE TABLE leases (
 DO $$
 DECLARE name text;
 BEGIN
-  FOREACH name IN ARRAY ARRAY['nodes', 'verification_keys', 'rules', 'budgets', 'budget_versions', 'accounts', 'holds',
+  FOREACH name IN ARRAY ARRAY['nodes', 'verification_keys', 'rules', 'budgets', 'budget_versions', 'accounts', 'limit_sets', 'holds',
                               'hold_links', 'outcomes', 'transfers', 'usage', 'audit'] LOOP
     EXECUTE format('CREATE TRIGGER %I_unchanging BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()', name, name);
     EXECUTE format('CREATE TRIGGER %I_untruncated BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', name, name);
@@ -240,7 +260,16 @@ CREATE VIEW entries AS
   UNION ALL
   SELECT organization_id, seq, credit, amount_micros FROM transfers
   UNION ALL
-  SELECT organization_id, seq, unnest(limits), amount_micros * direction FROM transfers
+  SELECT t.organization_id, t.seq, unnest(s.accounts[2:]), t.amount_micros * t.direction
+    FROM transfers t JOIN limit_sets s ON s.id = t.limit_set
   UNION ALL
-  SELECT organization_id, seq, 0, -amount_micros * direction * cardinality(limits) FROM transfers WHERE direction <> 0;
+  SELECT t.organization_id, t.seq, 0, -t.amount_micros * t.direction * (cardinality(s.accounts) - 1)
+    FROM transfers t JOIN limit_sets s ON s.id = t.limit_set;
 GRANT SELECT ON entries TO mandate_ledger;
+
+-- How each hold ended, settlements included.
+CREATE VIEW ends AS
+  SELECT organization_id, request_id, 'settled' AS phase, charged_micros, used_at AS decided_at FROM usage
+  UNION ALL
+  SELECT organization_id, request_id, phase, charged_micros, decided_at FROM outcomes;
+GRANT SELECT ON ends TO mandate_ledger;

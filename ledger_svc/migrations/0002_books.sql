@@ -6,20 +6,32 @@ CREATE FUNCTION lock_organization(p_org text) RETURNS void LANGUAGE sql AS $$
   SELECT pg_advisory_xact_lock(7101, hashtext(p_org))
 $$;
 
--- The organization's time never goes back: the last fact's time, or the clock's once the lock is held.
+-- The organization's time goes forward only: the clock's once the lock is held, or just after the last commit's.
 CREATE FUNCTION ledger_time(p_org text) RETURNS timestamptz LANGUAGE sql AS $$
-  SELECT greatest(clock_timestamp(), (SELECT recorded_at FROM audit WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1))
+  SELECT greatest(
+    clock_timestamp(),
+    (SELECT recorded_at FROM audit WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1) + interval '1 microsecond',
+    (SELECT c.at FROM accounts a CROSS JOIN LATERAL (SELECT at FROM checkpoints WHERE account_id = a.id ORDER BY at DESC, step DESC LIMIT 1) c
+      WHERE a.organization_id = p_org AND a.kind = 'wallet' AND a.budget_id IS NULL AND a.window_start IS NULL) + interval '1 microsecond')
 $$;
 
 CREATE FUNCTION time_zone_of(p_org text) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT coalesce((SELECT time_zone FROM rules WHERE organization_id = p_org ORDER BY version DESC LIMIT 1), 'UTC')
 $$;
 
-CREATE FUNCTION window_start(p_period text, p_at timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION window_start(p_period text, p_at timestamptz, p_zone text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
   SELECT CASE p_period
-    WHEN 'daily' THEN date_trunc('day', p_at, 'UTC')
-    WHEN 'monthly' THEN date_trunc('month', p_at, 'UTC')
+    WHEN 'daily' THEN date_trunc('day', p_at, p_zone)
+    WHEN 'monthly' THEN date_trunc('month', p_at, p_zone)
     ELSE timestamptz '2000-01-01 00:00:00+00'
+  END
+$$;
+
+CREATE FUNCTION window_end(p_period text, p_at timestamptz, p_zone text) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+  SELECT CASE p_period
+    WHEN 'daily' THEN (date_trunc('day', p_at AT TIME ZONE p_zone) + interval '1 day') AT TIME ZONE p_zone
+    WHEN 'monthly' THEN (date_trunc('month', p_at AT TIME ZONE p_zone) + interval '1 month') AT TIME ZONE p_zone
+    ELSE 'infinity'
   END
 $$;
 
@@ -31,35 +43,94 @@ BEGIN
     WHERE organization_id = p_org AND kind = p_kind AND budget_id IS NULL AND window_start IS NULL;
   IF v_id IS NULL THEN
     INSERT INTO accounts (organization_id, kind, opened_at) VALUES (p_org, p_kind, clock_timestamp()) RETURNING id INTO v_id;
-    INSERT INTO checkpoints (account_id, version, settled_micros, held_micros) VALUES (v_id, 1, 0, 0);
+    PERFORM open_checkpoint(v_id, '-infinity', 0);
   END IF;
   RETURN v_id;
 END $$;
 
--- Recompute an account's balance from the facts alone; the answer when no checkpoint is there.
-CREATE FUNCTION recount(p_account bigint, OUT settled bigint, OUT held bigint) LANGUAGE plpgsql AS $$
-DECLARE a accounts;
+CREATE FUNCTION last_seq(p_org text) RETURNS bigint LANGUAGE sql AS $$
+  SELECT coalesce((SELECT seq FROM transfers WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0)
+$$;
+
+-- What a budget's accounts may fall to; every other account is free, and the wallet stops at 0.
+CREATE FUNCTION rule_of(p_budget text, OUT floor bigint, OUT disabled boolean, OUT auto_disable boolean) LANGUAGE sql AS $$
+  SELECT coalesce(-v.limit_micros, 0), coalesce(v.disabled, false), coalesce(v.auto_disable, false)
+    FROM (SELECT 1) one
+    LEFT JOIN LATERAL (SELECT * FROM budget_versions z WHERE z.budget_id = p_budget ORDER BY z.version DESC LIMIT 1) v ON true
+$$;
+
+-- The first checkpoint of a new account, with what it held when it was made.
+CREATE FUNCTION open_checkpoint(p_account bigint, p_at timestamptz, p_held bigint) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
+    SELECT p_account, p_at, 0, last_seq(a.organization_id), a.opening_micros, p_held, r.floor, r.disabled, r.auto_disable
+      FROM accounts a CROSS JOIN LATERAL rule_of(a.budget_id) r WHERE a.id = p_account
+$$;
+
+-- Recompute every balance of an organization from the facts alone.
+CREATE FUNCTION recount(p_org text) RETURNS TABLE (account_id bigint, settled bigint, held bigint) LANGUAGE sql AS $$
+  WITH moved AS (
+    SELECT debit AS account, -sum(amount_micros) AS amount FROM transfers WHERE organization_id = p_org GROUP BY debit
+    UNION ALL
+    SELECT credit, sum(amount_micros) FROM transfers WHERE organization_id = p_org GROUP BY credit
+    UNION ALL
+    SELECT unnest(s.accounts[2:]), t.amount
+      FROM (SELECT limit_set, sum(amount_micros * direction) AS amount FROM transfers
+             WHERE organization_id = p_org AND limit_set <> 0 GROUP BY limit_set) t
+      JOIN limit_sets s ON s.id = t.limit_set
+  ), open AS (
+    SELECT h.request_id, h.ceiling_micros, h.limit_set FROM holds h
+     WHERE h.organization_id = p_org AND h.status = 1
+       AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.organization_id = p_org AND u.request_id = h.request_id)
+       AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.organization_id = p_org AND o.request_id = h.request_id)
+  ), kept AS (
+    SELECT unnest(s.accounts) AS account, o.amount
+      FROM (SELECT limit_set, sum(ceiling_micros) AS amount FROM open GROUP BY limit_set) o JOIN limit_sets s ON s.id = o.limit_set
+    UNION ALL
+    SELECT l.account_id, o.ceiling_micros FROM hold_links l JOIN open o USING (request_id) WHERE l.organization_id = p_org
+  )
+  SELECT a.id, a.opening_micros + coalesce(m.amount, 0)::bigint, coalesce(k.amount, 0)::bigint
+    FROM accounts a
+    LEFT JOIN (SELECT account, sum(amount) AS amount FROM moved GROUP BY account) m ON m.account = a.id
+    LEFT JOIN (SELECT account, sum(amount) AS amount FROM kept GROUP BY account) k ON k.account = a.id
+   WHERE a.organization_id = p_org
+$$;
+
+-- Write a checkpoint for each account that lost its own; the caller holds the lock and has posted nothing yet.
+CREATE FUNCTION restore_checkpoints(p_org text, p_at timestamptz) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
+    SELECT r.account_id, p_at - interval '1 microsecond', 0, last_seq(p_org), r.settled, r.held, v.floor, v.disabled, v.auto_disable
+      FROM recount(p_org) r JOIN accounts a ON a.id = r.account_id CROSS JOIN LATERAL rule_of(a.budget_id) v
+     WHERE NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.account_id = r.account_id)
+$$;
+
+-- See to it that accounts have checkpoints before a commit writes anything about them; the caller holds the lock.
+CREATE FUNCTION ensure_checkpoints(p_org text, p_accounts bigint[], p_at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  SELECT * INTO STRICT a FROM accounts WHERE id = p_account;
-  SELECT a.opening_micros + coalesce(sum(e.amount_micros), 0) INTO settled
-    FROM entries e WHERE e.organization_id = a.organization_id AND e.account_id = p_account;
-  SELECT coalesce(sum(h.ceiling_micros), 0) INTO held
-    FROM holds h
-    WHERE h.organization_id = a.organization_id AND h.status = 1
-      AND (p_account = ANY (h.limits) OR EXISTS (
-        SELECT 1 FROM hold_links l WHERE l.organization_id = h.organization_id AND l.request_id = h.request_id AND l.account_id = p_account))
-      AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.organization_id = h.organization_id AND o.request_id = h.request_id);
+  IF EXISTS (SELECT 1 FROM unnest(p_accounts) a WHERE NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.account_id = a)) THEN
+    PERFORM restore_checkpoints(p_org, p_at);
+  END IF;
 END $$;
 
 -- The balance of an account: its last checkpoint, else a recount.
-CREATE FUNCTION balance_of(p_account bigint, OUT settled bigint, OUT held bigint, OUT version bigint) LANGUAGE plpgsql STRICT AS $$
+CREATE FUNCTION balance_of(p_account bigint, OUT settled bigint, OUT held bigint) LANGUAGE plpgsql STRICT AS $$
 BEGIN
-  SELECT c.settled_micros, c.held_micros, c.version INTO settled, held, version
-    FROM checkpoints c WHERE c.account_id = p_account ORDER BY c.version DESC LIMIT 1;
-  IF version IS NULL THEN
-    SELECT r.settled, r.held, 0 INTO settled, held, version FROM recount(p_account) r;
+  SELECT c.settled_micros, c.held_micros INTO settled, held
+    FROM checkpoints c WHERE c.account_id = p_account ORDER BY c.at DESC, c.step DESC LIMIT 1;
+  IF settled IS NULL THEN
+    SELECT r.settled, r.held INTO settled, held
+      FROM recount((SELECT organization_id FROM accounts WHERE id = p_account)) r WHERE r.account_id = p_account;
   END IF;
 END $$;
+
+-- Add the next checkpoint of some accounts, each with its change; the caller holds the lock, and each account has one.
+CREATE FUNCTION move_checkpoints(p_accounts bigint[], p_settled bigint[], p_held bigint[], p_at timestamptz, p_seq bigint)
+RETURNS void LANGUAGE sql SET enable_seqscan = off AS $$
+  INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
+    SELECT t.account, p_at, CASE WHEN c.at = p_at THEN c.step + 1 ELSE 0 END, p_seq, c.settled_micros + t.settled, c.held_micros + t.held,
+           c.floor_micros, c.disabled, c.auto_disable
+      FROM unnest(p_accounts, p_settled, p_held) t(account, settled, held)
+      CROSS JOIN LATERAL (SELECT * FROM checkpoints x WHERE x.account_id = t.account ORDER BY x.at DESC, x.step DESC LIMIT 1) c
+$$;
 
 -- Extend the organization's chain by one line for each fact. Details are JSON objects already.
 CREATE FUNCTION append_audit(p_org text, p_at timestamptz, p_actor text[], p_action text[], p_subject text[], p_detail text[])
@@ -85,37 +156,47 @@ BEGIN
     SELECT p_org, v_seq + o, l, h, p_at FROM unnest(v_lines, v_hashes) WITH ORDINALITY t(l, h, o);
 END $$;
 
--- Post one transfer between accounts of the organization and write both checkpoints; the caller holds the lock.
+-- Post one transfer between accounts of the organization and move every checkpoint that it touches; the caller holds the lock.
 CREATE FUNCTION post_transfer(
   p_org text, p_key text, p_phase text, p_kind text, p_debit bigint, p_credit bigint, p_amount bigint,
-  p_limits bigint[], p_direction smallint, p_actor text, p_reason text, p_at timestamptz
+  p_limits bigint[] /* budgets' accounts */, p_direction smallint, p_actor text, p_reason text, p_at timestamptz
 ) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE v_seq bigint; v_account bigint; v_change bigint; b record;
+DECLARE
+  v_seq bigint := last_seq(p_org) + 1;
+  v_set bigint := 0;
 BEGIN
-  SELECT coalesce(max(seq), 0) + 1 INTO v_seq FROM transfers WHERE organization_id = p_org;
-  INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, limits, direction, actor, reason, posted_at)
-    VALUES (p_org, v_seq, p_key, p_phase, p_kind, p_debit, p_credit, p_amount, p_limits, p_direction, p_actor, p_reason, p_at);
-  -- A recount sees the row that was just inserted, so its change is then in the balance already.
-  FOR v_account, v_change IN
-    SELECT a, c FROM (SELECT p_debit, -p_amount UNION ALL SELECT p_credit, p_amount
-                      UNION ALL SELECT unnest(p_limits), p_amount * p_direction) t(a, c)
-  LOOP
-    SELECT * INTO b FROM balance_of(v_account);
-    INSERT INTO checkpoints (account_id, version, settled_micros, held_micros)
-      VALUES (v_account, b.version + 1, b.settled + CASE WHEN b.version = 0 THEN 0 ELSE v_change END, b.held);
-  END LOOP;
+  PERFORM ensure_checkpoints(p_org, p_limits || p_debit || p_credit, p_at);
+  IF cardinality(p_limits) > 0 THEN v_set := limit_set_of(p_org, account_of(p_org, 'wallet') || p_limits); END IF;
+  INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, limit_set, direction, actor, reason, posted_at)
+    VALUES (p_org, v_seq, p_key, p_phase, p_kind, p_debit, p_credit, p_amount, v_set, p_direction, p_actor, p_reason, p_at);
+  PERFORM move_checkpoints(array_agg(a), array_agg(c), array_agg(0::bigint), p_at, v_seq)
+    FROM (SELECT p_debit, -p_amount UNION ALL SELECT p_credit, p_amount UNION ALL SELECT unnest(p_limits), p_amount * p_direction) t(a, c);
   RETURN v_seq;
 END $$;
 
--- Lower what an account holds for a hold that is over; the caller holds the lock.
-CREATE FUNCTION release_held(p_accounts bigint[], p_amount bigint) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO checkpoints (account_id, version, settled_micros, held_micros)
-    SELECT a, b.version + 1, b.settled, b.held - CASE WHEN b.version = 0 THEN 0 ELSE p_amount END
-    FROM unnest(p_accounts) a CROSS JOIN LATERAL balance_of(a) b
+-- Find or keep a set of accounts that is no agent's own, such as one with a budget that was made while a hold was in flight.
+CREATE FUNCTION limit_set_of(p_org text, p_accounts bigint[]) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE v_id bigint;
+BEGIN
+  SELECT id INTO v_id FROM limit_sets
+    WHERE organization_id = p_org AND agent_id = '' AND accounts = p_accounts ORDER BY id DESC LIMIT 1;
+  IF v_id IS NULL THEN
+    INSERT INTO limit_sets (organization_id, agent_id, path, accounts, path_version, budgets, rules, until)
+      VALUES (p_org, '', '{}', p_accounts, 0, 0, 0, '-infinity') RETURNING id INTO v_id;
+  END IF;
+  RETURN v_id;
+END $$;
+
+-- The accounts that a hold counts against, those linked later included; the wallet first.
+CREATE FUNCTION limits_of(p_org text, p_request text, p_set bigint) RETURNS bigint[] LANGUAGE sql AS $$
+  SELECT (SELECT accounts FROM limit_sets WHERE id = p_set)
+      || coalesce((SELECT array_agg(account_id ORDER BY account_id) FROM hold_links
+                    WHERE organization_id = p_org AND request_id = p_request), '{}')
 $$;
 
--- The budgets' accounts among a hold's limits, those linked later included.
-CREATE FUNCTION budget_limits(p_org text, p_request text, p_limits bigint[]) RETURNS bigint[] LANGUAGE sql AS $$
-  SELECT p_limits[2:] || coalesce((SELECT array_agg(account_id ORDER BY account_id) FROM hold_links
-                                   WHERE organization_id = p_org AND request_id = p_request), '{}')
-$$;
+-- Lower what accounts hold for a hold that is over; the caller holds the lock and has ensured the checkpoints.
+CREATE FUNCTION release_held(p_org text, p_accounts bigint[], p_amount bigint, p_at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM move_checkpoints(p_accounts, array_fill(0::bigint, ARRAY[cardinality(p_accounts)]),
+                           array_fill(-p_amount, ARRAY[cardinality(p_accounts)]), p_at, last_seq(p_org));
+END $$;

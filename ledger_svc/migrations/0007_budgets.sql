@@ -5,7 +5,7 @@ CREATE FUNCTION create_budget(
   p_org text, p_id text, p_key text, p_target text, p_period text, p_limit bigint, p_auto boolean, p_actor text,
   OUT status smallint, OUT budget text, OUT field text
 ) LANGUAGE plpgsql AS $$
-DECLARE v_at timestamptz; v_start timestamptz; v_account bigint; v_spent bigint; v_held bigint; g budgets; v budget_versions;
+DECLARE v_at timestamptz; g budgets; v budget_versions;
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
@@ -20,26 +20,11 @@ BEGIN
     RETURN;
   END IF;
   budget := p_id;
-  v_start := window_start(p_period, v_at);
-  INSERT INTO budgets (id, organization_id, target_id, period, request_id, created_at) VALUES (p_id, p_org, p_target, p_period, p_key, v_at);
+  INSERT INTO budgets (id, organization_id, target_id, period, ordinal, request_id, created_at)
+    SELECT p_id, p_org, p_target, p_period, coalesce(max(ordinal), 0) + 1, p_key, v_at FROM budgets WHERE organization_id = p_org;
   INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at)
     VALUES (p_id, 1, p_limit, p_auto, false, p_key, p_actor, v_at);
-  -- A hold belongs to the window in which it was placed, so what it cost counts there.
-  SELECT coalesce(sum(o.charged_micros), 0) INTO v_spent
-    FROM holds h JOIN LATERAL (SELECT charged_micros FROM outcomes x WHERE x.organization_id = p_org AND x.request_id = h.request_id
-                                ORDER BY x.phase = 'uncertain' LIMIT 1) o ON true
-   WHERE h.organization_id = p_org AND h.status = 1 AND p_target = ANY (h.path) AND h.held_at >= v_start;
-  INSERT INTO accounts (organization_id, kind, budget_id, window_start, opening_micros, opened_at)
-    VALUES (p_org, 'budget', p_id, v_start, -v_spent, v_at) RETURNING id INTO v_account;
-  -- Open holds, and uncertain ones that may yet give some back, count against it from now on.
-  INSERT INTO hold_links (organization_id, request_id, account_id)
-    SELECT p_org, h.request_id, v_account FROM holds h
-     WHERE h.organization_id = p_org AND h.status = 1 AND p_target = ANY (h.path) AND h.held_at >= v_start
-       AND NOT EXISTS (SELECT 1 FROM outcomes x WHERE x.organization_id = p_org AND x.request_id = h.request_id AND x.phase <> 'uncertain');
-  SELECT coalesce(sum(h.ceiling_micros), 0) INTO v_held
-    FROM open_holds o JOIN holds h USING (organization_id, request_id)
-   WHERE o.organization_id = p_org AND p_target = ANY (h.path) AND h.held_at >= v_start;
-  INSERT INTO checkpoints (account_id, version, settled_micros, held_micros) VALUES (v_account, 1, -v_spent, v_held);
+  PERFORM open_window(p_org, p_id, p_target, window_start(p_period, v_at, time_zone_of(p_org)), v_at, true);
   PERFORM append_audit(p_org, v_at, ARRAY[p_actor], ARRAY['budget.created'], ARRAY[p_id],
     ARRAY['{"auto_disable":' || p_auto || ',"limit_micros":' || p_limit || ',"period":' || to_json(p_period) || ',"target_id":' || to_json(p_target) || '}']);
 END $$;
@@ -68,7 +53,12 @@ BEGIN
                                asked_limit_micros, asked_auto_disable, asked_disabled)
     VALUES (p_budget, v.version + 1, coalesce(p_limit, v.limit_micros), coalesce(p_auto, v.auto_disable),
             coalesce(p_disabled, v.disabled), p_key, p_actor, v_at, p_limit, p_auto, p_disabled);
+  PERFORM restate_budget(p_org, p_budget, v_at);
   PERFORM append_audit(p_org, v_at, ARRAY[p_actor], ARRAY['budget.changed'], ARRAY[p_budget],
     ARRAY['{"auto_disable":' || coalesce(p_auto, v.auto_disable) || ',"disabled":' || coalesce(p_disabled, v.disabled)
           || ',"limit_micros":' || coalesce(p_limit, v.limit_micros) || '}']);
+  IF v.disabled AND NOT coalesce(p_disabled, true) THEN
+    PERFORM emit_events(p_org, v_at, ARRAY['budget.enabled'], ARRAY[p_budget],
+      ARRAY['{"target_id":' || to_json((SELECT target_id FROM budgets WHERE id = p_budget)) || '}']);
+  END IF;
 END $$;

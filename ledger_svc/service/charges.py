@@ -1,44 +1,31 @@
-"""The hot path: one stream a gateway process, items in, answers out as their commits land."""
+"""The hot path: one stream a gateway process, items in, answers out as their commits land; and the same without a stream."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
-from ledger_svc import pricing, wire
-from ledger_svc.commits import Commits
-from ledger_svc.holds import (
-    Granted,
-    Lapsed,
-    NoHold,
-    Placed,
-    Placing,
-    SettleOutcome,
-    Settling,
-    StalePath,
-    Voiding,
-    VoidOutcome,
-)
-from ledger_svc.price_book import PriceBook
-from ledger_svc.store import charges, registry
+from ledger_svc import wire
+from ledger_svc.commits import Answer, Asker
+from ledger_svc.holds import Lapsed, Placed, SettleOutcome, VoidOutcome
+from ledger_svc.service.intake import Intake
+from ledger_svc.store import charges
 from mandate.ledger.v1 import charges_pb2 as pb
 from mandate.ledger.v1 import charges_pb2_grpc as rpc
 from mesh import ids
 from mesh.db import Database
-from mesh.errors import Internal, MeshError, NotFound, invalid
-from mesh.telemetry import logs, traces
+from mesh.errors import MeshError, Unavailable, invalid
+from mesh.telemetry import logs
 
-AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
-HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
-ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, ITEMS_MAX, KEY_MAX, REASON_MAX = 8, 128, 250, 1_000, 64, 200
-END_USER_MAX = 128
-OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
+ITEMS_MAX = 1_000  # of one message
 
-Context = grpc.aio.ServicerContext[pb.ChargeRequest, pb.ChargeResponse]
-Outcome = TypeVar("Outcome", Placed, SettleOutcome, VoidOutcome)
+Context = grpc.aio.ServicerContext[Any, Any]
+Message = TypeVar("Message")
+Outcome = TypeVar("Outcome")
 
 log = logs.get(__name__)
 
@@ -46,270 +33,181 @@ log = logs.get(__name__)
 class ChargeServicer(rpc.ChargeServiceServicer):
     """Implements mandate.ledger.v1.ChargeService."""
 
-    def __init__(self, db: Database, commits: Commits, prices: PriceBook) -> None:
+    def __init__(self, db: Database, intake: Intake) -> None:
         self._db = db
-        self._commits = commits
-        self._prices = prices
-        self._organizations: dict[str, str] = {}
-        self._finding: dict[str, asyncio.Task[str | None]] = {}
-        self._price_ids: dict[tuple[str, str], list[str]] = {}
+        self._intake = intake
 
     async def Charge(
         self, request_iterator: AsyncIterator[pb.ChargeRequest], context: Context
     ) -> AsyncIterator[pb.ChargeResponse]:
-        answers = Answers()
         async for first in request_iterator:
-            if ids.kind_of(first.holder_id) is not ids.Kind.HOLDER:
-                raise invalid("holder_id", "must be named in the first message of a stream")
+            _check_holder(first.holder_id)
             if not await charges.open_lease(self._db, first.holder_id):
                 yield pb.ChargeResponse(lapsed=True)
                 return
-            stream = Stream(self, first.holder_id, answers)
+            stream = Stream(self._db, self._intake, first.holder_id)
             reading = asyncio.create_task(stream.read(first, request_iterator))
             try:
-                while (response := await answers.next(reading)) is not None:
+                while (response := await stream.next(reading)) is not None:
                     yield response
             finally:
                 reading.cancel()
                 stream.close()
             return
 
-    async def place(self, holder_id: str, message: pb.PlaceHold) -> Placed:
-        """Price one request and queue it for its organization's next commit."""
-        _check_place(message)
-        organization_id = await self._organization_of(message.agent_id)
-        if organization_id is None:
-            return StalePath()
-        placing = self._placing(holder_id, message)
-        placed = await self._commits.place(organization_id, placing, min(message.wait_ms_max, WAIT_MS_MAX))
-        if isinstance(placed, Granted) and not placed.replayed:
-            if len(self._price_ids) >= HOLDS_MAX:
-                self._price_ids.clear()
-            self._price_ids[organization_id, message.request_id] = [price.id for price in placing.prices]
-        return placed
+    async def PlaceHolds(self, request: pb.PlaceHoldsRequest, context: Context) -> pb.PlaceHoldsResponse:
+        _check_holder(request.holder_id)
+        _check_count("holds", request.holds)
+        if not await charges.open_lease(self._db, request.holder_id):
+            raise _lapsed()
+        outcomes = await _all(request.holds, partial(self._intake.place, request.holder_id))
+        answers = [wire.hold_answer(hold.request_id, outcome) for hold, outcome in outcomes]
+        return pb.PlaceHoldsResponse(holds=answers)
 
-    async def settle(self, message: pb.SettleHold) -> SettleOutcome:
-        """Cost one completion at its hold's price and queue it."""
-        _check_settle(message)
-        organization_id = await self._organization_of(message.agent_id)
-        if organization_id is None:
-            return NoHold()
-        price_ids = self._price_ids.pop((organization_id, message.request_id), None)
-        if price_ids is None:  # placed by another replica, or settled before
-            found = await charges.price_ids_of(self._db, organization_id, [message.request_id])
-            price_ids = found.get(message.request_id)
-        if price_ids is None:
-            return NoHold()
-        if not 0 <= message.route < len(price_ids):
-            raise invalid("route", "the hold has no such route")
-        price = await self._prices.version(price_ids[message.route])
-        usage = wire.usage_of(message.usage)
-        settling = Settling(
-            request_id=message.request_id,
-            price=price,
-            usage=usage,
-            cost_micros=pricing.cost_micros(price, usage, message.outcome),
-            estimated=message.estimated,
-            outcome=message.outcome,
-            http_status=message.http_status,
-            latency_ms=message.latency_ms,
-            overhead_ms=message.overhead_ms,
-            first_token_ms=message.first_token_ms,
-            streamed=message.streamed,
-        )
-        return await self._commits.settle(organization_id, settling)
+    async def SettleHolds(self, request: pb.SettleHoldsRequest, context: Context) -> pb.SettleHoldsResponse:
+        _check_count("settles", request.settles)
+        outcomes = await _all(request.settles, self._intake.settle)
+        answers = [wire.settle_answer(settle.request_id, outcome) for settle, outcome in outcomes]
+        return pb.SettleHoldsResponse(settles=answers)
 
-    async def void(self, message: pb.VoidHold) -> VoidOutcome:
-        """Queue a hold to be given back."""
-        _check_key("request_id", message.request_id)
-        _check_key("reason", message.reason, length_min=0, length_max=REASON_MAX)
-        organization_id = await self._organization_of(message.agent_id)
-        if organization_id is None:
-            raise NotFound("AGENT_NOT_FOUND", f"no agent {message.agent_id!r}"[:200], agent=message.agent_id[:64])
-        voiding = Voiding(message.request_id, message.agent_id, message.reason)
-        return await self._commits.void(organization_id, voiding)
+    async def VoidHolds(self, request: pb.VoidHoldsRequest, context: Context) -> pb.VoidHoldsResponse:
+        _check_count("voids", request.voids)
+        outcomes = await _all(request.voids, self._intake.void)
+        return pb.VoidHoldsResponse(voids=[wire.void_answer(void.request_id, outcome) for void, outcome in outcomes])
 
-    async def renew(self, holder_id: str) -> bool:
-        """Record a beat."""
-        return await charges.renew_lease(self._db, holder_id)
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
+        _check_holder(request.holder_id)
+        return pb.RenewLeaseResponse(lapsed=not await charges.renew_lease(self._db, request.holder_id))
 
-    async def _organization_of(self, agent_id: str) -> str | None:
-        known = self._organizations.get(agent_id)
-        if known is None and ids.kind_of(agent_id) is ids.Kind.AGENT:
-            # One look-up serves all items that wait for it, and leaves them in their order.
-            finding = self._finding.get(agent_id)
-            if finding is None:
-                finding = self._finding[agent_id] = asyncio.create_task(self._find(agent_id))
-            known = await asyncio.shield(finding)
-        return known
-
-    async def _find(self, agent_id: str) -> str | None:
-        try:
-            found = await registry.organization_of(self._db, agent_id)
-        finally:
-            del self._finding[agent_id]
-        if found is not None:
-            if len(self._organizations) >= AGENTS_MAX:
-                self._organizations.clear()
-            self._organizations[agent_id] = found
-        return found
-
-    def _placing(self, holder_id: str, message: pb.PlaceHold) -> Placing:
-        prices: list[pricing.Price] = []
-        for route in message.routes:
-            price = self._prices.in_force(route.provider, route.model)
-            if price is None:
-                raise NotFound("PRICE_NOT_FOUND", f"no price for {route.model!r}"[:200], model=route.model[:100])
-            prices.append(price)
-        bound = pricing.bound(prices, message.input_tokens_max, message.output_tokens_wanted, message.choices)
-        if isinstance(bound, pricing.Unpriceable):
-            raise invalid("input_tokens_max", "the request is too large to be priced")
-        return Placing(
-            request_id=message.request_id,
-            holder_id=holder_id,
-            agent_id=message.agent_id,
-            path_version=message.path_version,
-            api_key_id=message.api_key_id,
-            prices=tuple(prices),
-            input_tokens_max=message.input_tokens_max,
-            output_wanted=message.output_tokens_wanted,
-            output_min=message.output_tokens_min,
-            choices=message.choices,
-            bound=bound,
-            end_user=message.end_user,
-        )
-
-
-class Answers:
-    """Gathers answers until the stream can take them, so that many travel in one message."""
-
-    def __init__(self) -> None:
-        self._response = pb.ChargeResponse()
-        self._some = asyncio.Event()
-
-    def add(self, fill: Callable[[pb.ChargeResponse], object]) -> None:
-        """Put an answer into the message that goes out next."""
-        fill(self._response)
-        self._some.set()
-
-    async def next(self, reading: asyncio.Task[None]) -> pb.ChargeResponse | None:
-        """Return what has gathered, waiting for the first; None when the client has said its last and got its last."""
-        if not self._some.is_set():
-            waiting = asyncio.create_task(self._some.wait())
-            try:
-                await asyncio.wait({waiting, reading}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-        if not self._some.is_set():
-            await reading
-            return None
-        self._some.clear()
-        response, self._response = self._response, pb.ChargeResponse()
-        return response
+    async def PostCharges(self, request: pb.PostChargesRequest, context: Context) -> pb.PostChargesResponse:
+        _check_count("charges", request.charges)
+        outcomes = await _all(request.charges, self._intake.post)
+        answers = [wire.post_answer(charge.request_id, outcome) for charge, outcome in outcomes]
+        return pb.PostChargesResponse(charges=answers)
 
 
 class Stream:
-    """One gateway's stream: its items in flight die with it, its commits do not."""
+    """One gateway's stream: what it asked and was not begun dies with it, its commits do not.
 
-    def __init__(self, servicer: ChargeServicer, holder_id: str, answers: Answers) -> None:
-        self._servicer = servicer
+    Answers gather until the stream can take them, so that many travel in one message.
+    """
+
+    def __init__(self, db: Database, intake: Intake, holder_id: str) -> None:
+        self._db = db
+        self._intake = intake
         self._holder_id = holder_id
-        self._answers = answers
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._renewing: asyncio.Task[Any] | None = None
+        self._asker = Asker()
+        self._open = 0
+        self._renewing: asyncio.Task[None] | None = None
+        self._response = pb.ChargeResponse()
+        self._some = asyncio.Event()
+        self._filled = False
+        self._reading_over = False
 
     async def read(self, first: pb.ChargeRequest, rest: AsyncIterator[pb.ChargeRequest]) -> None:
-        """Take every message in; end when the client is done and all its items are answered."""
-        self._take(first)
-        async for request in rest:
-            self._take(request)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Take every message in."""
+        try:
+            self._take(first)
+            async for request in rest:
+                self._take(request)
+        finally:
+            self._reading_over = True
+            self._some.set()
+
+    async def next(self, reading: asyncio.Task[None]) -> pb.ChargeResponse | None:
+        """Return what has gathered, waiting for the first; None when the client has said its last and got its last."""
+        while not self._filled:
+            if self._reading_over and not self._open:
+                await reading
+                return None
+            self._some.clear()
+            await self._some.wait()
+            if self._reading_over and not self._filled:
+                await reading  # a bad message ends the stream
+        self._filled = False
+        response, self._response = self._response, pb.ChargeResponse()
+        return response
 
     def close(self) -> None:
         """Forget the items that are still queued; their gateway sends them again."""
-        for task in self._tasks:
-            task.cancel()
+        self._asker.gone = True
+        if self._renewing is not None:
+            self._renewing.cancel()
 
     def _take(self, request: pb.ChargeRequest) -> None:
         if len(request.holds) + len(request.settles) + len(request.voids) > ITEMS_MAX:
             raise invalid("holds", f"a message holds at most {ITEMS_MAX} items")
         if request.beat and (self._renewing is None or self._renewing.done()):
-            self._renewing = self._start(self._renew(request.beat))
+            self._open += 1
+            self._renewing = asyncio.create_task(self._renew(request.beat))
+        self._open += len(request.settles) + len(request.voids) + len(request.holds)
         for settle in request.settles:
-            self._start(self._settle(settle))
+            self._intake.settle(settle, self._asker, partial(self._settled, settle.request_id))
         for void in request.voids:
-            self._start(self._void(void))
+            self._intake.void(void, self._asker, partial(self._voided, void.request_id))
         for hold in request.holds:
-            self._start(self._place(hold))
-
-    def _start(self, work: Any) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+            self._intake.place(self._holder_id, hold, self._asker, partial(self._placed, hold.request_id))
 
     async def _renew(self, beat: int) -> None:
         try:
-            alive = await self._servicer.renew(self._holder_id)
+            alive = await charges.renew_lease(self._db, self._holder_id)
         except MeshError as error:
             log.warn("lease.not_renewed", holder_id=self._holder_id, reason=error.reason)
-            return
-        self._answers.add(lambda response: response.MergeFrom(pb.ChargeResponse(beat=beat, lapsed=not alive)))
+        else:
+            self._response.beat = beat
+            self._response.lapsed = self._response.lapsed or not alive
+            self._filled = True
+        self._answered()
 
-    async def _place(self, message: pb.PlaceHold) -> None:
-        with traces.serving("ledger.place", message.traceparent or None):
-            outcome = await _caught(self._servicer.place(self._holder_id, message))
+    def _placed(self, request_id: str, outcome: Placed | MeshError) -> None:
         if isinstance(outcome, Lapsed):
-            self._answers.add(lambda response: response.MergeFrom(pb.ChargeResponse(lapsed=True)))
-        answer = wire.hold_answer(message.request_id, outcome)
-        self._answers.add(lambda response: response.holds.append(answer))
+            self._response.lapsed = True
+        self._response.holds.append(wire.hold_answer(request_id, outcome))
+        self._filled = True
+        self._answered()
 
-    async def _settle(self, message: pb.SettleHold) -> None:
-        with traces.serving("ledger.settle", message.traceparent or None):
-            outcome = await _caught(self._servicer.settle(message))
-        answer = wire.settle_answer(message.request_id, outcome)
-        self._answers.add(lambda response: response.settles.append(answer))
+    def _settled(self, request_id: str, outcome: SettleOutcome | MeshError) -> None:
+        self._response.settles.append(wire.settle_answer(request_id, outcome))
+        self._filled = True
+        self._answered()
 
-    async def _void(self, message: pb.VoidHold) -> None:
-        answer = wire.void_answer(message.request_id, await _caught(self._servicer.void(message)))
-        self._answers.add(lambda response: response.voids.append(answer))
+    def _voided(self, request_id: str, outcome: VoidOutcome | MeshError) -> None:
+        self._response.voids.append(wire.void_answer(request_id, outcome))
+        self._filled = True
+        self._answered()
+
+    def _answered(self) -> None:
+        self._open -= 1
+        self._some.set()
 
 
-async def _caught(work: Any) -> Any:
+async def _all(
+    messages: Sequence[Message], ask: Callable[[Message, Asker, Answer[Outcome]], None]
+) -> list[tuple[Message, Outcome | MeshError]]:
+    """Ask for every message at once and return each with its outcome, in their order."""
+    asker, outcomes = Asker(), [asyncio.get_running_loop().create_future() for _ in messages]
+
+    def hear(future: asyncio.Future[Outcome | MeshError], outcome: Outcome | MeshError) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
     try:
-        return await work
-    except MeshError as error:
-        return error
-    except Exception as bug:  # noqa: BLE001  # the chain cannot see an item's task, and each item gets an answer
-        log.error("charge.bug", bug)
-        return Internal("INTERNAL", "the ledger failed on this")
+        for message, future in zip(messages, outcomes, strict=True):
+            ask(message, asker, partial(hear, future))
+        return [(message, await future) for message, future in zip(messages, outcomes, strict=True)]
+    finally:
+        asker.gone = True
 
 
-def _check_key(name: str, text: str, *, length_min: int = 1, length_max: int = KEY_MAX) -> None:
-    if not length_min <= len(text) <= length_max or "\x00" in text:
-        raise invalid(name, f"must have {length_min} to {length_max} characters, none of them NUL")
+def _check_holder(holder_id: str) -> None:
+    if ids.kind_of(holder_id) is not ids.Kind.HOLDER:
+        raise invalid("holder_id", "must name the holder: its id, such as the first message of a stream holds")
 
 
-def _check_place(message: pb.PlaceHold) -> None:
-    _check_key("request_id", message.request_id)
-    _check_key("api_key_id", message.api_key_id, length_min=0)
-    _check_key("end_user", message.end_user, length_min=0, length_max=END_USER_MAX)
-    if not 1 <= len(message.routes) <= ROUTES_MAX:
-        raise invalid("routes", f"must be 1 to {ROUTES_MAX}")
-    if not 1 <= message.choices <= CHOICES_MAX:
-        raise invalid("choices", f"must be 1 to {CHOICES_MAX}")
-    for name in ("input_tokens_max", "output_tokens_wanted", "output_tokens_min"):
-        if not 0 <= getattr(message, name) <= pricing.TOKENS_MAX:
-            raise invalid(name, f"must be 0 to {pricing.TOKENS_MAX}")
-    if message.output_tokens_min > message.output_tokens_wanted:
-        raise invalid("output_tokens_min", "must not be above output_tokens_wanted")
+def _check_count(name: str, items: Sequence[object]) -> None:
+    if not 1 <= len(items) <= ITEMS_MAX:
+        raise invalid(name, f"must be 1 to {ITEMS_MAX}")
 
 
-def _check_settle(message: pb.SettleHold) -> None:
-    _check_key("request_id", message.request_id)
-    for field in message.usage.DESCRIPTOR.fields:
-        if not 0 <= getattr(message.usage, field.name) <= pricing.TOKENS_MAX:
-            raise invalid(f"usage.{field.name}", f"must be 0 to {pricing.TOKENS_MAX}")
-    if message.outcome not in OUTCOMES:
-        raise invalid("outcome", f"must be one of {', '.join(sorted(OUTCOMES))}")
+def _lapsed() -> Unavailable:
+    return Unavailable("LEASE_LAPSED", "the holder's lease has lapsed")

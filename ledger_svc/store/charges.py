@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ledger_svc.holds import (
     Differs,
@@ -12,6 +13,8 @@ from ledger_svc.holds import (
     NoHold,
     Placed,
     Placing,
+    Posted,
+    Posting,
     Refusal,
     Refused,
     Settled,
@@ -22,25 +25,65 @@ from ledger_svc.holds import (
     Voiding,
     VoidOutcome,
 )
-from mesh.db import Database
+from mesh.db import Database, Row
 
 GRANTED, STALE, DIFFERS, LAPSED = 1, 6, 7, 8
 UNCERTAIN_MAX = 500  # holds a call of mark_uncertain, as it says itself
 ENDS = {2: "settled", 3: "resolved"}
 
 
+PLACED = "status, output_tokens, ceiling, blocker, target, short, replayed, field"
+SETTLED = "status, charged, breach, replayed, field, balance"
+BOTH = (
+    "status, charged, breach, replayed, field, balance, "
+    "held_status, output_tokens, ceiling, blocker, target, short, held_replayed, held_field"
+)
+SETTLE_COLUMNS = 5
+
+
 async def place(db: Database, organization_id: str, items: Sequence[tuple[Placing, bool]]) -> list[Placed]:
-    """Decide holds of one holder in order; each comes with whether an in-flight refusal is its final answer."""
+    """Decide holds in order; each comes with whether an in-flight refusal is its final answer."""
+    values = _place_values(items)
+    row = await db.one(f"SELECT {PLACED} FROM place_holds({_marks(len(values) + 1)})", organization_id, *values)  # noqa: S608
+    return [_placed(*fields) for fields in zip(*row.values(), strict=True)]
+
+
+async def settle(db: Database, organization_id: str, items: Sequence[Settling]) -> list[SettleOutcome]:
+    """Charge completions at their holds' prices."""
+    values = _settle_values(items)
+    row = await db.one(f"SELECT {SETTLED} FROM settle_holds({_marks(len(values) + 1)})", organization_id, *values)  # noqa: S608
+    return _settlements(row)
+
+
+async def settle_and_place(
+    db: Database, organization_id: str, settlings: Sequence[Settling], placings: Sequence[tuple[Placing, bool]]
+) -> tuple[list[SettleOutcome], list[Placed]]:
+    """Charge completions, then decide holds, in one commit."""
+    values = [*_settle_values(settlings), *_place_values(placings)]
+    row = await db.one(f"SELECT {BOTH} FROM settle_and_place({_marks(len(values) + 1)})", organization_id, *values)  # noqa: S608
+    placed = zip(*tuple(row.values())[SETTLE_COLUMNS + 1 :], strict=True)
+    return _settlements(row), [_placed(*fields) for fields in placed]
+
+
+def _marks(count: int) -> str:
+    return ", ".join(f"${number}" for number in range(1, count + 1))
+
+
+def _place_values(items: Sequence[tuple[Placing, bool]]) -> list[list[Any]]:
     placings = [item for item, _ in items]
-    row = await db.one(
-        "SELECT status, output_tokens, ceiling, blocker, target, short, replayed, field "
-        "FROM place_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-        organization_id,
-        placings[0].holder_id,
+    holders = list(dict.fromkeys(item.holder_id for item in placings))
+    agents = list(dict.fromkeys((item.agent_id, item.path_version) for item in placings))
+    holder_of = {holder: index for index, holder in enumerate(holders, 1)}
+    agent_of = {agent: index for index, agent in enumerate(agents, 1)}
+    return [
+        holders,
+        [agent_id for agent_id, _ in agents],
+        [path_version for _, path_version in agents],
         [item.request_id for item in placings],
-        [item.agent_id for item in placings],
-        [item.path_version for item in placings],
+        [holder_of[item.holder_id] for item in placings],
+        [agent_of[item.agent_id, item.path_version] for item in placings],
         [item.api_key_id for item in placings],
+        [item.end_user for item in placings],
         [item.routes for item in placings],
         [item.price_ids for item in placings],
         [item.input_tokens_max for item in placings],
@@ -50,10 +93,35 @@ async def place(db: Database, organization_id: str, items: Sequence[tuple[Placin
         [item.bound.input_cost for item in placings],
         [item.bound.output_rate for item in placings],
         [item.bound.flat_micros for item in placings],
-        [item.end_user for item in placings],
         [final for _, final in items],
-    )
-    return [_placed(*fields) for fields in zip(*row.values(), strict=True)]
+    ]
+
+
+def _settle_values(items: Sequence[Settling]) -> list[list[Any]]:
+    return [
+        [item.request_id for item in items],
+        [item.cost_micros for item in items],
+        [item.price.provider for item in items],
+        [item.price.model for item in items],
+        [item.price.id for item in items],
+        [item.usage.input_tokens for item in items],
+        [item.usage.cached_input_tokens for item in items],
+        [item.usage.cache_write_tokens for item in items],
+        [item.usage.output_tokens for item in items],
+        [item.usage.reasoning_tokens for item in items],
+        [item.estimated for item in items],
+        [item.outcome for item in items],
+        [item.http_status for item in items],
+        [item.latency_ms for item in items],
+        [item.overhead_ms for item in items],
+        [item.first_token_ms for item in items],
+        [item.streamed for item in items],
+    ]
+
+
+def _settlements(row: Row) -> list[SettleOutcome]:
+    balance: int = row["balance"]
+    return [_settled(*fields, balance) for fields in zip(*tuple(row.values())[:SETTLE_COLUMNS], strict=True)]
 
 
 def _placed(  # noqa: PLR0913, PLR0917  # one parameter a column of the answer
@@ -79,35 +147,6 @@ def _placed(  # noqa: PLR0913, PLR0917  # one parameter a column of the answer
             return Refused(Refusal(status), blocker, target, short, replayed)
 
 
-async def settle(db: Database, organization_id: str, items: Sequence[Settling]) -> list[SettleOutcome]:
-    """Charge completions at their holds' prices."""
-    row = await db.one(
-        "SELECT status, charged, breach, replayed, field, balance "
-        "FROM settle_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
-        organization_id,
-        [item.request_id for item in items],
-        [item.cost_micros for item in items],
-        [item.price.provider for item in items],
-        [item.price.model for item in items],
-        [item.price.id for item in items],
-        [item.usage.input_tokens for item in items],
-        [item.usage.cached_input_tokens for item in items],
-        [item.usage.cache_write_tokens for item in items],
-        [item.usage.output_tokens for item in items],
-        [item.usage.reasoning_tokens for item in items],
-        [item.estimated for item in items],
-        [item.outcome for item in items],
-        [item.http_status for item in items],
-        [item.latency_ms for item in items],
-        [item.overhead_ms for item in items],
-        [item.first_token_ms for item in items],
-        [item.streamed for item in items],
-    )
-    balance: int = row["balance"]
-    columns = (row["status"], row["charged"], row["breach"], row["replayed"], row["field"])
-    return [_settled(*fields, balance) for fields in zip(*columns, strict=True)]
-
-
 def _settled(status: int, charged: int, breach: int, replayed: bool, field: str, balance: int) -> SettleOutcome:  # noqa: FBT001
     match status:
         case 1:
@@ -120,6 +159,37 @@ def _settled(status: int, charged: int, breach: int, replayed: bool, field: str,
             return Ended("resolved")
         case _:
             return Differs(field)
+
+
+async def post(db: Database, organization_id: str, items: Sequence[Posting]) -> list[Posted]:
+    """Charge agents for what has its price."""
+    agents = list(dict.fromkeys((item.agent_id, item.path_version) for item in items))
+    agent_of = {agent: index for index, agent in enumerate(agents, 1)}
+    row = await db.one(
+        f"SELECT {PLACED}, balance FROM post_charges({_marks(10)})",  # noqa: S608
+        organization_id,
+        [agent_id for agent_id, _ in agents],
+        [path_version for _, path_version in agents],
+        [item.request_id for item in items],
+        [agent_of[item.agent_id, item.path_version] for item in items],
+        [item.api_key_id for item in items],
+        [item.end_user for item in items],
+        [item.provider for item in items],
+        [item.model for item in items],
+        [item.amount_micros for item in items],
+    )
+    *columns, balance = row.values()
+    return [_posted(_placed(*fields), balance) for fields in zip(*columns, strict=True)]
+
+
+def _posted(placed: Placed, balance: int) -> Posted:
+    match placed:
+        case Granted(ceiling_micros=charged, replayed=replayed):
+            return Settled(charged, balance, 0, replayed)
+        case Lapsed():
+            raise LookupError("the ledger's own lease is not in its table")
+        case _:
+            return placed
 
 
 async def void(db: Database, organization_id: str, items: Sequence[Voiding]) -> list[VoidOutcome]:
@@ -137,15 +207,15 @@ async def void(db: Database, organization_id: str, items: Sequence[Voiding]) -> 
     ]
 
 
-async def price_ids_of(db: Database, organization_id: str, request_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Return the prices that granted holds were made at, by request id; at most as many as were asked for."""
-    rows = await db.rows(
-        "SELECT request_id, price_ids FROM holds WHERE organization_id = $1 AND request_id = ANY($2) AND status = $3",
+async def prices_of(db: Database, organization_id: str, request_id: str) -> list[tuple[str, str]] | None:
+    """Return the price id and the route of each way that a granted hold may take; None when there is no such hold."""
+    row = await db.row(
+        "SELECT price_ids, routes FROM holds WHERE organization_id = $1 AND request_id = $2 AND status = $3",
         organization_id,
-        list(request_ids),
+        request_id,
         GRANTED,
     )
-    return {row["request_id"]: row["price_ids"] for row in rows}
+    return list(zip(row["price_ids"], row["routes"].split(","), strict=True)) if row else None
 
 
 async def open_lease(db: Database, holder_id: str) -> bool:

@@ -1,20 +1,11 @@
-"""What identity told the ledger, and the prices."""
+"""What identity told the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 
-from ledger_svc.pricing import Price
-from mesh.db import Database, Row
-
-PRICES_LOCK = 7102  # advisory: replicas that start at once take turns
-PRICE_COLUMNS = (
-    "id, provider, model, input_micros_per_mtok, cached_input_micros_per_mtok, cache_write_micros_per_mtok, "
-    "output_micros_per_mtok, reasoning_micros_per_mtok, request_micros, context_tokens, output_tokens_max, "
-    "source, source_date"
-)
+from mesh.db import Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,72 +57,3 @@ async def jwk_of(db: Database, key_id: str) -> str | None:
     """Return a public key by its id."""
     jwk: str | None = await db.value("SELECT jwk FROM verification_keys WHERE key_id = $1", key_id)
     return jwk
-
-
-async def put_prices(db: Database, prices: Sequence[Price]) -> None:
-    """Put prices in force that are not; a price that was in force once before comes back as a version of its own."""
-    async with db.transaction() as tx:
-        await tx.execute("SELECT pg_advisory_xact_lock($1, 0)", PRICES_LOCK)
-        await tx.executemany(
-            f"""
-            INSERT INTO prices ({PRICE_COLUMNS})
-            SELECT $1::text || CASE WHEN before.times = 0 THEN '' ELSE '#' || before.times + 1 END,
-                   $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
-              FROM (SELECT count(*) AS times FROM prices
-                     WHERE provider = $2 AND model = $3 AND split_part(id, '#', 1) = $1) before
-             WHERE $1 IS DISTINCT FROM (SELECT split_part(id, '#', 1) FROM prices
-                                         WHERE provider = $2 AND model = $3 ORDER BY ordinal DESC LIMIT 1)
-            """,  # noqa: S608  # our own column names
-            [_price_values(price) for price in prices],
-        )
-
-
-async def prices_in_force(db: Database) -> list[Price]:
-    """Return the newest price of each model, at most 2,000."""
-    rows = await db.rows(
-        f"SELECT DISTINCT ON (provider, model) {PRICE_COLUMNS} FROM prices "  # noqa: S608
-        "ORDER BY provider, model, ordinal DESC LIMIT 2000"
-    )
-    return [_price(row) for row in rows]
-
-
-async def price_of(db: Database, price_id: str) -> Price | None:
-    """Return one price for ever."""
-    row = await db.row(f"SELECT {PRICE_COLUMNS} FROM prices WHERE id = $1", price_id)  # noqa: S608
-    return _price(row) if row else None
-
-
-def _price_values(price: Price) -> tuple[object, ...]:
-    return (
-        price.id,
-        price.provider,
-        price.model,
-        price.input_rate,
-        price.cached_input_rate,
-        price.cache_write_rate,
-        price.output_rate,
-        price.reasoning_rate,
-        price.request_micros,
-        price.context_tokens,
-        price.output_tokens_max,
-        price.source,
-        date.fromisoformat(price.source_date),
-    )
-
-
-def _price(row: Row) -> Price:
-    return Price(
-        id=row["id"],
-        provider=row["provider"],
-        model=row["model"],
-        input_rate=row["input_micros_per_mtok"],
-        cached_input_rate=row["cached_input_micros_per_mtok"],
-        cache_write_rate=row["cache_write_micros_per_mtok"],
-        output_rate=row["output_micros_per_mtok"],
-        reasoning_rate=row["reasoning_micros_per_mtok"],
-        request_micros=row["request_micros"],
-        context_tokens=row["context_tokens"],
-        output_tokens_max=row["output_tokens_max"],
-        source=row["source"],
-        source_date=row["source_date"].isoformat(),
-    )

@@ -155,7 +155,7 @@ async def uncertain(db: Database, organization_id: str, after: tuple[datetime, s
           FROM outcomes o JOIN holds h USING (organization_id, request_id)
          WHERE o.organization_id = $1 AND o.phase = 'uncertain'
            AND ($2::timestamptz IS NULL OR (o.decided_at, o.request_id) > ($2, $3::text))
-           AND NOT EXISTS (SELECT 1 FROM outcomes x WHERE x.organization_id = o.organization_id
+           AND NOT EXISTS (SELECT 1 FROM ends x WHERE x.organization_id = o.organization_id
                               AND x.request_id = o.request_id AND x.phase <> 'uncertain')
          ORDER BY o.decided_at, o.request_id LIMIT $4
         """,

@@ -28,6 +28,24 @@ LEDGER_BATCH = Histogram(
     "mandate_ledger_batch_items", "Items that shared one commit.", ["kind"], registry=REGISTRY, buckets=SIZES
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
+AUDIT_BROKEN = Counter(
+    "mandate_audit_broken_total", "Chains that were not signed because an entry does not follow.", registry=REGISTRY
+)
+AUDIT_REFUSED = Counter(
+    "mandate_audit_refused_total", "Audit facts that the ledger refused and the log alone has.", registry=REGISTRY
+)
+JOBS = Counter(
+    "mandate_jobs_total",
+    "Slow work by how it ended: done, failed, dead or lost.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+JOB_LATE = Histogram(
+    "mandate_job_late_seconds",
+    "Time from when a job was due to when it was taken up.",
+    registry=REGISTRY,
+    buckets=(0.1, 0.5, 1, 2, 5, 15, 60, 300, 1800),
+)
 OUTBOX_WAITING = Gauge("mandate_outbox_waiting", "Events that wait for delivery.", ["schema"], registry=REGISTRY)
 
 

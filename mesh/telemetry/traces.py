@@ -25,6 +25,11 @@ class Span:
         if self._span is not None:
             self._span.set_attribute(key, value)
 
+    def end(self) -> None:
+        """Close a span that was opened without a block."""
+        if self._span is not None:
+            self._span.end()
+
 
 NO_SPAN = Span()
 
@@ -57,6 +62,21 @@ def stop() -> None:
         provider.shutdown()
 
 
+def serve(name: str, traceparent: str) -> Span | None:
+    """Open a server span that continues the client's trace and is ended by hand; None when nothing is traced."""
+    if _tracer is None:
+        return None
+    from opentelemetry.trace import SpanKind  # noqa: PLC0415
+
+    return Span(_tracer.start_span(name, context=_context(traceparent), kind=SpanKind.SERVER))
+
+
+def _context(traceparent: str | None) -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {})
+
+
 @contextmanager
 def serving(name: str, traceparent: str | None) -> Generator[Span]:
     """Open a server span that continues the client's trace (W3C Trace Context)."""
@@ -64,11 +84,8 @@ def serving(name: str, traceparent: str | None) -> Generator[Span]:
         yield NO_SPAN
         return
     from opentelemetry.trace import SpanKind  # noqa: PLC0415
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-    carrier = {"traceparent": traceparent} if traceparent else {}
-    context = TraceContextTextMapPropagator().extract(carrier)
-    with _tracer.start_as_current_span(name, context=context, kind=SpanKind.SERVER) as span:
+    with _tracer.start_as_current_span(name, context=_context(traceparent), kind=SpanKind.SERVER) as span:
         yield Span(span)
 
 

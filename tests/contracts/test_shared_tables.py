@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import idempotency, outbox
+from mesh import audit, idempotency, outbox
 
 ROOT = Path(__file__).resolve().parents[2]
 MIGRATIONS = sorted(ROOT.glob("*_svc/migrations/*.sql"))
@@ -20,7 +20,15 @@ def columns_of(sql: str, table: str) -> list[str]:
     return [" ".join(line.split()).rstrip(",") for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize(("table", "text"), [("requests", idempotency.TABLE), ("outbox", outbox.TABLE)])
+SHARED = (
+    ("requests", idempotency.TABLE),
+    ("outbox", outbox.TABLE),
+    ("audit_counts", audit.TABLES),
+    ("audit_outbox", audit.TABLES),
+)
+
+
+@pytest.mark.parametrize(("table", "text"), SHARED)
 def test_a_schemas_own_copy_has_the_same_columns(table: str, text: str) -> None:
     copies = [found for path in MIGRATIONS if (found := columns_of(path.read_text(), table))]
     assert copies

@@ -115,6 +115,9 @@ class Model:
             if hold.phase == "held":
                 self._close(hold, hold.ceiling, "uncertain")
                 hold.was_uncertain = True
+                for account in hold.limits:
+                    if account.budget and account.budget.auto and account.settled <= account.floor:
+                        account.budget.disabled = True
 
     def resolve(self, key: str, actual: int | None) -> str:
         hold = self.holds[key]

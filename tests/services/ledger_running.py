@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import asyncpg
 
 from ledger_svc import pricing
-from ledger_svc.commits import Commits
+from ledger_svc.commits import Asker, Commits
 from ledger_svc.holds import Placed, Placing, SettleOutcome, Settling, Voiding, VoidOutcome
 from ledger_svc.store import budgets, charges, registry, wallets
 from mesh import db, ids
+from mesh.errors import MeshError
 from mesh.testing import House
 from tests.conftest import RunningLedger
 
@@ -53,13 +56,13 @@ class Tenant:
         self, key: str, wanted: int = 1, least: int | None = None, *, model: str = "mock-model", wait_ms: int = 0
     ) -> Placed:
         placing = self.placing(key, wanted, least, model=model)
-        return await self.commits.place(self.organization, placing, wait_ms)
+        return await asked(self.commits.place, self.organization, placing, wait_ms)
 
     async def settle(self, key: str, tokens: int, *, model: str = "mock-model") -> SettleOutcome:
-        return await self.commits.settle(self.organization, self.settling(key, tokens, model=model))
+        return await asked(self.commits.settle, self.organization, self.settling(key, tokens, model=model))
 
     async def void(self, key: str) -> VoidOutcome:
-        return await self.commits.void(self.organization, Voiding(key, self.path[-1], "never sent"))
+        return await asked(self.commits.void, self.organization, Voiding(key, self.path[-1], "never sent"))
 
     async def wallet(self) -> tuple[int, int]:
         """Return what the wallet has settled and held."""
@@ -109,6 +112,25 @@ class Tenant:
         return replace(self, holder=holder)
 
 
+async def asked(ask: Callable[..., None], *question: Any) -> Any:
+    """Put a question to the commits and return its answer, or raise it."""
+    heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    asker = Asker()
+
+    def hear(outcome: Any) -> None:
+        if not heard.done():
+            heard.set_result(outcome)
+
+    ask(*question, asker, hear)
+    try:
+        outcome = await heard
+    finally:
+        asker.gone = True
+    if isinstance(outcome, MeshError):
+        raise outcome
+    return outcome
+
+
 async def tenant(ledger: RunningLedger, credits_micros: int, commits: Commits | None = None) -> Tenant:
     """Make an organization with so much in its wallet."""
     path = await ledger.tenant(credits_micros)
@@ -141,8 +163,7 @@ async def check_books(connection: asyncpg.Connection, organization: str) -> None
     )
     accounts = await connection.fetch(
         "SELECT a.id, a.kind, r.settled AS counted, r.held AS counted_held, b.settled, b.held "
-        "FROM accounts a CROSS JOIN LATERAL recount(a.id) r CROSS JOIN LATERAL balance_of(a.id) b "
-        "WHERE a.organization_id = $1",
+        "FROM recount($1) r JOIN accounts a ON a.id = r.account_id CROSS JOIN LATERAL balance_of(a.id) b",
         organization,
     )
     for account in accounts:

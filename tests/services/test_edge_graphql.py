@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from ledger_svc.signing import Signer
+from mesh import audit_keys, db
+from mesh.clock import SystemClock
 from mesh.testing import House
+from mesh.verify import Complete, prove
 from tests.conftest import RunningLedger
 from tests.services.edge_running import Asker, RunningEdge, backed, edge_running
 from tests.services.identity_running import PASSWORD, fresh
@@ -185,12 +190,38 @@ async def test_what_happened_is_read_back(ada: Asker) -> None:
     query = """query($id: ID!) { organization(id: $id) {
         transfers { nodes { kind amountMicros debitAccount creditAccount actor } }
         entries { nodes { account amountMicros } } usage { nodes { requestId } } uncertainHolds { nodes { requestId } }
-        auditExport(first: 10) { lines hasMore } } }"""
+        auditExport(first: 10) { lines hasMore lastSeq } } }"""
     found = (await ada.ask(query, id=organization_id))["organization"]
     assert [node["kind"] for node in found["transfers"]["nodes"]] == ["purchase"]
     assert sum(int(node["amountMicros"]) for node in found["entries"]["nodes"]) == 0
     assert (found["usage"]["nodes"], found["uncertainHolds"]["nodes"]) == ([], [])
     assert any("credits.purchase" in line for line in found["auditExport"]["lines"])
+
+
+async def test_the_audit_chain_is_listed_signed_and_proved(ada: Asker, house: House, tmp_path: Path) -> None:
+    organization_id = await ada.organization()
+    await ada.made("purchaseCredits", "replayed", organizationId=organization_id, micros="7", idempotencyKey=fresh())
+    listed = """query($id: ID!, $where: AuditFilter) { organization(id: $id) {
+        auditEntries(where: $where) { nodes { seq actor action source sourceSeq detail } } } }"""
+    for where, count in (
+        ({"action": "credits.*"}, 1),
+        ({"action": "credits.purchase", "startTime": "2026-01-01T00:00:00Z"}, 1),
+        ({"action": "credits.*", "endTime": "2026-01-01T00:00:00Z"}, 0),
+        ({"actor": "nobody"}, 0),
+    ):
+        found = (await ada.ask(listed, id=organization_id, where=where))["organization"]["auditEntries"]["nodes"]
+        assert len(found) == count, where
+    head = "query($id: ID!) { organization(id: $id) { auditHead { seq keyId line } } }"
+    unsigned = await ada.answer(head, id=organization_id)
+    assert unsigned["errors"][0]["extensions"]["code"] == "AUDIT_NOT_SIGNED"
+    audit_keys.create(tmp_path / "audit.json", SystemClock().now())
+    async with db.connect(house.dsn("ledger"), service="ledger") as database:
+        await Signer(database, tmp_path / "audit.json", 60).sign_all()
+    signed = (await ada.ask(head, id=organization_id))["organization"]["auditHead"]
+    proof = "query($id: ID!) { organization(id: $id) { auditProof(seq: 1) { lines } } }"
+    lines = (await ada.ask(proof, id=organization_id))["organization"]["auditProof"]["lines"]
+    assert lines[2] == signed["line"]
+    assert isinstance(prove("".join(f"{line}\n" for line in lines).encode()), Complete)
 
 
 async def test_a_budget_is_created_updated_listed_and_enabled(ada: Asker) -> None:

@@ -87,6 +87,16 @@ async def test_cached_tokens_are_told_apart(gateway: RunningGateway, tenant: Ten
     assert (row.input_tokens, row.cached_input_tokens) == (1, 2)
 
 
+async def test_a_prompt_beyond_a_vendors_step_is_charged_at_its_tier(gateway: RunningGateway, tenant: Tenant) -> None:
+    prompt = {"messages": [{"role": "user", "content": "a " * 300_000}]}
+    answer = await gateway.ask(tenant, {**ASK, **prompt, "model": "gpt-6-sol"})
+    row = await tenant.used(answer.headers["x-request-id"])
+    assert (row.input_tokens, row.output_tokens) == (300_000, 8)
+    assert row.charged_micros == 300_000 * 400 + 8 * 1_500
+    refused = await gateway.ask(tenant, {**ASK, **prompt})
+    assert (refused.status, refused.json["error"]["code"]) == (400, "context_length_exceeded")
+
+
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_stream_passes_through_and_usage_is_for_those_who_ask(
     gateway: RunningGateway, upstream: Upstream, tenant: Tenant, *, asks: bool

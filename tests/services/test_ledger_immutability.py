@@ -7,10 +7,17 @@ from tests.conftest import RunningLedger
 from tests.services.ledger_running import owner, tenant
 
 FACTS = (
-    "nodes", "verification_keys", "prices", "budgets", "budget_versions", "accounts", "holds", "hold_links", "outcomes",
+    "nodes", "verification_keys", "prices", "limit_sets", "budgets", "budget_versions", "accounts", "holds", "hold_links", "outcomes",
     "transfers", "usage", "audit", "rules",
+    "grants", "grant_voids", "grant_cuts", "grant_burns",
+    "audit_sources", "audit_keys", "audit_heads",
 )  # fmt: skip
-DERIVED = ("checkpoints", "open_holds", "leases")
+DERIVED = (
+    "open_grants", "events", "jobs",
+    "audit_subtrees",
+    "checkpoints", "open_holds", "leases",
+    "report_cursors", "report_subjects", "usage_sums", "usage_shares",
+)  # fmt: skip
 ROLES = ("identity", "vault", "ledger", "gateway")
 CHANGES = (
     "UPDATE ledger.{table} SET {column} = DEFAULT",
@@ -103,6 +110,17 @@ async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger) -> None:
         "INSERT INTO hold_links (organization_id, request_id, account_id) VALUES ($1, 'none', -1)", spender.organization
     )
     await spender.settle("a", 1)
+    await ledger.database.execute(
+        "INSERT INTO rules VALUES ($1, 1, 'UTC', 'list', '', 'test', 'test', now())", spender.organization
+    )
+    await ledger.database.execute("INSERT INTO audit_sources VALUES ($1, 'vault', 1, 1)", spender.organization)
+    await ledger.database.execute("INSERT INTO audit_keys (id, line) VALUES ('none', '{}') ON CONFLICT DO NOTHING")
+    await ledger.database.execute("INSERT INTO audit_heads VALUES ($1, 1, '', '', now())", spender.organization)
+    grant = f"grt_{spender.organization}"
+    await ledger.database.execute(
+        "SELECT make_grant($1, $2, 'g', 1, 50, NULL, 'paid', 'test', 'test', 9)", spender.organization, grant
+    )
+    await ledger.database.execute("SELECT void_grant($1, $2, 'v', 'test', 'test')", spender.organization, grant)
     assert budget
     async with owner(ledger.house) as connection:
         for table in FACTS:

@@ -24,7 +24,7 @@ async def silent(spender: Tenant) -> None:
 
 async def phases(spender: Tenant, key: str) -> list[str]:
     rows = await spender.ledger.database.rows(
-        "SELECT phase FROM outcomes WHERE organization_id = $1 AND request_id = $2", spender.organization, key
+        "SELECT phase FROM ends WHERE organization_id = $1 AND request_id = $2", spender.organization, key
     )
     return sorted(row["phase"] for row in rows)
 

@@ -1,0 +1,401 @@
+"""What identity, the vault and the gateway do, on its way into the ledger's audit chain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from gateway_svc import service as policy_service
+from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
+from mandate.identity.v1 import directory_pb2, keys_pb2, people_pb2
+from mandate.ledger.v1 import audit_pb2 as pb
+from mandate.ledger.v1 import audit_pb2_grpc as rpc
+from mandate.vault.v1 import credentials_pb2
+from mesh import audit, caller, client, db, ids
+from mesh.audit import Fact
+from mesh.client import call
+from mesh.db import Database
+from mesh.errors import NotFound
+from mesh.testing import House
+from mesh.verification import IdentityKeys
+from mesh.verify import Complete, verify
+from tests.conftest import RunningLedger
+from tests.services.gateway_running import Mesh, Tenant, mesh_running
+from tests.services.identity_running import fresh
+from tests.services.ledger_running import owner
+
+CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2)
+METHODS: list[MethodDescriptor] = [
+    method
+    for contract in CONTRACTS
+    for service in contract.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
+]
+SECRET = "sk-that-is-nowhere-else"
+NAME = "A name that a person chose"
+
+
+@dataclass
+class Walk:
+    """A tenant on the way through every mutation, and the ids that the answers gave."""
+
+    tenant: Tenant
+    policies: policies_pb2_grpc.PolicyServiceAsyncStub
+    made: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+
+    @property
+    def organization(self) -> str:
+        return self.tenant.family.organization_id
+
+
+Step = Callable[[Walk], Awaitable[str]]
+
+
+def step(stub: str, method: str, request: Callable[[Walk], Any], subject: str = "id") -> Step:
+    """Return a call whose answer's `subject` is what the fact must name."""
+
+    async def run(walk: Walk) -> str:
+        stubs = walk.policies if stub == "policies" else getattr(walk.tenant.mesh, stub)
+        answer = await call(getattr(stubs, method), request(walk))
+        found = answer
+        for part in subject.split("."):
+            found = getattr(found, part)
+        walk.made[method] = str(found)
+        return str(found)
+
+    return run
+
+
+def _renaming(walk: Walk) -> directory_pb2.UpdateOrganizationRequest:
+    organization = directory_pb2.Organization(id=walk.organization, name=NAME)
+    request = directory_pb2.UpdateOrganizationRequest(organization=organization, request_id=fresh())
+    request.update_mask.paths.append("name")
+    return request
+
+
+# Each mutation, the action that it leaves in its organization's chain, and how it is made.
+LEAVES: dict[str, tuple[str, Step]] = {
+    "UpdateOrganization": (
+        "organization.renamed",
+        step("directory", "UpdateOrganization", _renaming),
+    ),
+    "CreateWorkspace": (
+        "workspace.created",
+        step(
+            "directory",
+            "CreateWorkspace",
+            lambda walk: directory_pb2.CreateWorkspaceRequest(
+                organization_id=walk.organization, name=NAME, request_id=fresh()
+            ),
+        ),
+    ),
+    "CreateAgentGroup": (
+        "agent_group.created",
+        step(
+            "directory",
+            "CreateAgentGroup",
+            lambda walk: directory_pb2.CreateAgentGroupRequest(
+                workspace_id=walk.made["CreateWorkspace"], name=NAME, request_id=fresh()
+            ),
+        ),
+    ),
+    "CreateAgent": (
+        "agent.created",
+        step(
+            "directory",
+            "CreateAgent",
+            lambda walk: directory_pb2.CreateAgentRequest(
+                agent_group_id=walk.made["CreateAgentGroup"], name=NAME, request_id=fresh()
+            ),
+        ),
+    ),
+    "SuspendAgent": (
+        "agent.suspended",
+        step(
+            "directory",
+            "SuspendAgent",
+            lambda walk: directory_pb2.SuspendAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
+        ),
+    ),
+    "ResumeAgent": (
+        "agent.resumed",
+        step(
+            "directory",
+            "ResumeAgent",
+            lambda walk: directory_pb2.ResumeAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
+        ),
+    ),
+    "IssueApiKey": (
+        "api_key.issued",
+        step(
+            "keys",
+            "IssueApiKey",
+            lambda walk: keys_pb2.IssueApiKeyRequest(agent_id=walk.made["CreateAgent"], name=NAME, request_id=fresh()),
+            "api_key.id",
+        ),
+    ),
+    "RevokeApiKey": (
+        "api_key.revoked",
+        step(
+            "keys",
+            "RevokeApiKey",
+            lambda walk: keys_pb2.RevokeApiKeyRequest(api_key_id=walk.made["IssueApiKey"], request_id=fresh()),
+        ),
+    ),
+    "AddCredential": (
+        "credential.added",
+        step(
+            "credentials",
+            "AddCredential",
+            lambda walk: credentials_pb2.AddCredentialRequest(
+                organization_id=walk.organization, provider="openai", secret=SECRET, label=NAME, request_id=fresh()
+            ),
+        ),
+    ),
+    "RemoveCredential": (
+        "credential.removed",
+        step(
+            "credentials",
+            "RemoveCredential",
+            lambda walk: credentials_pb2.RemoveCredentialRequest(
+                credential_id=walk.made["AddCredential"], request_id=fresh()
+            ),
+        ),
+    ),
+    "CreatePolicy": (
+        "policy.created",
+        step(
+            "policies",
+            "CreatePolicy",
+            lambda walk: policies_pb2.CreatePolicyRequest(
+                target_id=walk.organization, name=NAME, max_tokens_per_request=7, request_id=fresh()
+            ),
+        ),
+    ),
+    "RemovePolicy": (
+        "policy.removed",
+        step(
+            "policies",
+            "RemovePolicy",
+            lambda walk: policies_pb2.RemovePolicyRequest(policy_id=walk.made["CreatePolicy"], request_id=fresh()),
+        ),
+    ),
+}
+# These leave a line too, made by the fixture, or work on nothing of an organization's.
+OTHERS = {
+    "CreateOrganization": "the fixture makes the organization; its line is the first of identity's",
+    "SignUp": "a person who belongs to no organization yet",
+    "LogIn": "a session is a person's",
+    "LogOut": "a session is a person's",
+}
+
+
+@asynccontextmanager
+async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(loop()) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture(scope="module")
+async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
+    async with mesh_running(house, ledger) as running:
+        yield running
+
+
+@pytest.fixture
+async def walk(house: House, ledger: RunningLedger, mesh: Mesh) -> AsyncIterator[Walk]:
+    """Lend a tenant, with the vault's and the gateway's deliveries running; identity's own run already."""
+    async with AsyncExitStack() as stack:
+        loops: list[Callable[[], Awaitable[None]]] = []
+        for service in ("vault", "gateway"):
+            database = await stack.enter_async_context(db.connect(house.dsn(service), service=service))
+            told = await stack.enter_async_context(house.channel("ledger", ledger.address, as_service=service))
+            loops.append(audit.delivery(database, service, told))
+        await stack.enter_async_context(looping(*loops))
+        contracts = directory_pb2.DESCRIPTOR.services_by_name.values()
+        certificates = house.certificates("gateway")
+        identity = client.connect("identity", mesh.runtime.identity_address, certificates, contracts)
+        await stack.enter_async_context(client.connected(identity))
+        resolve, keys = policy_service.Resolver(database, identity), IdentityKeys(identity)
+        stack.push_async_callback(keys.close)
+        serving = house.serving("gateway", policy_service.registrations(database, resolve), keys, resolve)
+        channel = await stack.enter_async_context(
+            house.channel("gateway", await stack.enter_async_context(serving), as_service="edge")
+        )
+        yield Walk(await mesh.tenant(0), policies_pb2_grpc.PolicyServiceStub(channel))
+
+
+async def chain(ledger: RunningLedger, organization: str, count: int) -> list[dict[str, Any]]:
+    """Wait for so many entries that services told, and return all of them; the chain must hold."""
+    query = "SELECT line, hash FROM audit WHERE organization_id = $1 ORDER BY seq"
+    async with asyncio.timeout(15):
+        while True:
+            rows = await ledger.database.rows(query, organization)
+            entries = [json.loads(row["line"]) for row in rows]
+            told = [entry for entry in entries if "source" in entry["detail"]]
+            if len(told) >= count:
+                break
+            await asyncio.sleep(0.05)
+    verdict = verify(f'{{"entry":{row["line"]},"hash":"{row["hash"].hex()}"}}\n'.encode() for row in rows)
+    assert isinstance(verdict, Complete)
+    assert verdict.gaps == ()
+    return told
+
+
+def test_every_mutation_is_among_those_that_are_walked() -> None:
+    assert {method.name for method in METHODS} == LEAVES.keys() | OTHERS.keys()
+
+
+async def test_every_mutation_leaves_one_line_that_says_who_did_what_and_no_secret(
+    ledger: RunningLedger, walk: Walk
+) -> None:
+    before = len(await chain(ledger, walk.organization, 5))
+    person = walk.tenant.owner.person
+    assert person
+    with caller.acting(walk.tenant.owner):
+        done = [(action, await run(walk), person.id) for action, run in LEAVES.values()]
+    entries = await chain(ledger, walk.organization, before + len(done))
+    assert len(entries) == before + len(done)
+    assert sorted((entry["action"], entry["subject"], entry["actor"]) for entry in entries[before:]) == sorted(done)
+    assert (entries[0]["action"], entries[0]["subject"]) == ("organization.created", walk.organization)
+    assert {entry["detail"]["source"] for entry in entries} == {"identity", "vault", "gateway"}
+    text = json.dumps(entries)
+    assert SECRET not in text
+    assert SECRET[-4:] not in [entry["detail"]["fact"].get("hint") for entry in entries]
+    assert NAME not in text
+    created = next(entry for entry in entries if entry["action"] == "policy.created")
+    assert created["detail"]["fact"] == {"max_tokens_per_request": 7, "target_id": walk.organization}
+
+
+async def test_a_replayed_or_refused_mutation_leaves_no_line(ledger: RunningLedger, walk: Walk) -> None:
+    before = len(await chain(ledger, walk.organization, 5))
+    request = directory_pb2.CreateWorkspaceRequest(organization_id=walk.organization, name="W", request_id=fresh())
+    suspended = directory_pb2.SuspendAgentRequest(agent_id=ids.new(ids.Kind.AGENT), request_id=fresh())
+    with caller.acting(walk.tenant.owner):
+        for _ in range(3):
+            await call(walk.tenant.mesh.directory.CreateWorkspace, request)
+        with pytest.raises(NotFound):
+            await call(walk.tenant.mesh.directory.SuspendAgent, suspended)
+        request.request_id = fresh()
+        await call(walk.tenant.mesh.directory.CreateWorkspace, request)
+    assert len(await chain(ledger, walk.organization, before + 2)) == before + 2
+
+
+@asynccontextmanager
+async def sending(house: House, ledger: RunningLedger) -> AsyncIterator[tuple[Database, Any]]:
+    """Lend the vault's database and its channel to the ledger."""
+    async with (
+        db.connect(house.dsn("vault"), service="vault") as database,
+        house.channel("ledger", ledger.address, as_service="vault") as channel,
+    ):
+        yield database, channel
+
+
+async def note(database: Database, organization: str, *subjects: str) -> None:
+    with caller.acting(caller.Caller("edge")):
+        for subject in subjects:
+            async with database.transaction() as tx:
+                await audit.record(tx, Fact(organization, "credential.added", subject, {"provider": "openai"}))
+
+
+async def test_facts_of_many_writers_are_counted_without_a_gap_and_delivered_in_order(
+    house: House, ledger: RunningLedger
+) -> None:
+    organization = ids.new(ids.Kind.ORGANIZATION)
+    async with sending(house, ledger) as (database, channel):
+
+        async def failing() -> None:
+            with contextlib.suppress(ZeroDivisionError):
+                async with database.transaction() as tx:
+                    with caller.acting(caller.Caller("edge")):
+                        await audit.record(tx, Fact(organization, "credential.added", "never", {}))
+                    raise ZeroDivisionError
+
+        async with looping(audit.delivery(database, "vault", channel)):
+            writers = [note(database, organization, f"{n}.a", f"{n}.b") for n in range(20)]
+            await asyncio.gather(*writers, *(failing() for _ in range(5)))
+            entries = await chain(ledger, organization, 40)
+    assert [entry["detail"]["source_seq"] for entry in entries] == list(range(1, 41))
+    assert {entry["actor"] for entry in entries} == {"service:edge"}
+    for n in range(20):
+        order = [entry["subject"] for entry in entries if entry["subject"].startswith(f"{n}.")]
+        assert order == [f"{n}.a", f"{n}.b"]
+
+
+async def test_a_delivery_that_was_never_heard_of_is_made_again_and_counts_once(
+    house: House, ledger: RunningLedger
+) -> None:
+    organization = ids.new(ids.Kind.ORGANIZATION)
+    async with sending(house, ledger) as (database, channel):
+        await note(database, organization, "one", "two")
+        run = audit.delivery(database, "vault", channel)
+        async with owner(house) as connection:
+            # The facts arrive, and their sender dies before it can note that they did: its transaction is undone.
+            payloads = await connection.fetch("SELECT payload FROM vault.audit_outbox ORDER BY id")
+        facts = [pb.AuditFact.FromString(row["payload"]) for row in payloads]
+        await call(rpc.AuditServiceStub(channel).AppendAudit, pb.AppendAuditRequest(facts=facts))
+        await note(database, organization, "three")
+        async with looping(run):
+            entries = await chain(ledger, organization, 3)
+            await _empty(database)
+    assert [entry["subject"] for entry in entries] == ["one", "two", "three"]
+
+
+async def test_facts_wait_for_a_ledger_that_is_away(house: House, ledger: RunningLedger) -> None:
+    organization = ids.new(ids.Kind.ORGANIZATION)
+    async with (
+        sending(house, ledger) as (database, channel),
+        house.channel("ledger", "127.0.0.1:9", as_service="vault") as nobody,
+    ):
+        async with looping(audit.delivery(database, "vault", nobody)):
+            await note(database, organization, "one")
+            await asyncio.sleep(0.2)
+            assert await database.value("SELECT count(*) FROM audit_outbox") == 1
+        async with looping(audit.delivery(database, "vault", channel)):
+            assert [entry["subject"] for entry in await chain(ledger, organization, 1)] == ["one"]
+
+
+async def test_a_fact_that_the_ledger_refuses_is_logged_and_holds_up_no_other(
+    house: House, ledger: RunningLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    organization = ids.new(ids.Kind.ORGANIZATION)
+    async with sending(house, ledger) as (database, channel):
+        delivering = audit.delivery(database, "vault", channel)
+        async with looping(delivering):
+            await note(database, organization, "one")
+            await chain(ledger, organization, 1)
+            async with owner(house) as connection:  # as if the vault's database were put back to an older state
+                await connection.execute(
+                    "UPDATE vault.audit_counts SET last_seq = 0 WHERE organization_id = $1", organization
+                )
+            await note(database, organization, "other", "two")
+            entries = await chain(ledger, organization, 2)
+            await _empty(database)
+    assert [entry["subject"] for entry in entries] == ["one", "two"]
+    assert "audit.refused" in [record.getMessage() for record in caplog.records]
+
+
+async def _empty(database: Database) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if not await database.value("SELECT count(*) FROM audit_outbox"):
+                return
+            await asyncio.sleep(0.02)
