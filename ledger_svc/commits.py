@@ -108,16 +108,12 @@ class Commits:
         until = asyncio.get_running_loop().time() + wait_ms / 1000 if wait_ms else 0.0
         _queue(lane, lane.holds, Waiting(item, asker, answer, until))
 
-    def settle(
-        self, organization_id: str, item: Settling, asker: Asker, answer: Answer[SettleOutcome]
-    ) -> None:
+    def settle(self, organization_id: str, item: Settling, asker: Asker, answer: Answer[SettleOutcome]) -> None:
         """Queue a settlement."""
         lane = self._lane(organization_id)
         _queue(lane, lane.settles, Waiting(item, asker, answer))
 
-    def void(
-        self, organization_id: str, item: Voiding, asker: Asker, answer: Answer[VoidOutcome]
-    ) -> None:
+    def void(self, organization_id: str, item: Voiding, asker: Asker, answer: Answer[VoidOutcome]) -> None:
         """Queue a void."""
         lane = self._lane(organization_id)
         _queue(lane, lane.voids, Waiting(item, asker, answer))
@@ -175,16 +171,13 @@ class Commits:
             settled, placed = await charges.settle_and_place(
                 self._db, lane.organization_id, [waiting.item for waiting in settles], placings
             )
-        except MeshError as error:
-            _answer_all(settles, error)
-            _answer_all(holds, error)
         except StatementError:  # one bad item must not fail its neighbours
             await self._commit(lane, "settle", settles, charges.settle)
             await self._decide(lane, holds)
-        except Exception as bug:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
-            log.error("commit.bug", bug, kind="both", organization_id=lane.organization_id)
-            _answer_all(settles, Internal("INTERNAL", "the ledger failed on this"))
-            _answer_all(holds, Internal("INTERNAL", "the ledger failed on this"))
+        except Exception as error:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
+            told = _told(error, "both", lane)
+            _answer_all(settles, told)
+            _answer_all(holds, told)
         else:
             for waiting, outcome in zip(settles, settled, strict=True):
                 waiting.answer(outcome)
@@ -226,24 +219,29 @@ class Commits:
         metrics.LEDGER_BATCH.labels(kind).observe(len(batch))
         try:
             outcomes = await write(self._db, lane.organization_id, [waiting.item for waiting in batch])
-        except MeshError as error:
-            _answer_all(batch, error)
         except StatementError as error:
-            if len(batch) == 1:
-                log.error("commit.refused", error, kind=kind, organization_id=lane.organization_id)
-                _answer_all(batch, Internal("INTERNAL", "the ledger could not write this"))
+            if len(batch) > 1:
+                for waiting in batch:  # one bad item must not fail its neighbours
+                    await self._commit(lane, kind, [waiting], write, answer)
                 return
-            for waiting in batch:  # one bad item must not fail its neighbours
-                await self._commit(lane, kind, [waiting], write, answer)
-        except Exception as bug:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
-            log.error("commit.bug", bug, kind=kind, organization_id=lane.organization_id)
-            _answer_all(batch, Internal("INTERNAL", "the ledger failed on this"))
+            log.error("commit.refused", error, kind=kind, organization_id=lane.organization_id)
+            _answer_all(batch, Internal("INTERNAL", "the ledger could not write this"))
+        except Exception as error:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
+            _answer_all(batch, _told(error, kind, lane))
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                if answer is None:
-                    waiting.answer(outcome)
-                else:
-                    answer(waiting, outcome)
+                (answer or _pass_on)(waiting, outcome)
+
+
+def _told(error: Exception, kind: str, lane: Lane) -> MeshError:
+    if isinstance(error, MeshError):
+        return error
+    log.error("commit.bug", error, kind=kind, organization_id=lane.organization_id)
+    return Internal("INTERNAL", "the ledger failed on this")
+
+
+def _pass_on(waiting: Waiting[Item, Outcome], outcome: Outcome) -> None:
+    waiting.answer(outcome)
 
 
 def _queue(lane: Lane, queue: deque[Waiting[Item, Outcome]], waiting: Waiting[Item, Outcome]) -> None:

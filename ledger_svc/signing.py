@@ -27,6 +27,14 @@ READ_MAX = 1_024
 log = logs.get(__name__)
 
 
+class ForeignHead(Exception):
+    """The last head was signed by none of the keys of the file, which can therefore not go on from it."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"head {seq} is signed with an unknown key")
+        self.seq = seq
+
+
 class Signer:
     """Signs for as long as it runs; any number of replicas may, one at a time takes an organization."""
 
@@ -77,6 +85,9 @@ class Signer:
                 head = Head(organization_id, grown.seq, grown.seal, grown.root, _text(at), keys.key_id)
                 signature = keys.sign(head.text)
                 await store.add_head(tx, organization_id, grown.seq, head.text, signature, at, grown.made)
+        except ForeignHead as foreign:
+            metrics.AUDIT_BROKEN.inc()
+            log.warn("audit.head_of_unknown_key", organization_id=organization_id, seq=foreign.seq)
         except ChainBroken as broken:
             metrics.AUDIT_BROKEN.inc()
             log.warn("audit.chain_broken", organization_id=organization_id, seq=broken.seq)
@@ -106,7 +117,7 @@ async def _last(tx: Connection, keys: AuditKeys, organization_id: str) -> Head |
         return None
     head = Head.of(row["head"])
     if head.seq != row["seq"] or not keys.knows(row["head"], head.key_id, row["signature"]):
-        raise ChainBroken(row["seq"])
+        raise ForeignHead(row["seq"])
     return head
 
 

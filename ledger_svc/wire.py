@@ -21,10 +21,11 @@ from ledger_svc.holds import (
     Voided,
     VoidOutcome,
 )
+from ledger_svc.store import wallets
 from mandate.ledger.v1 import budgets_pb2, charges_pb2, wallets_pb2
 from mesh import faults
 from mesh.db import Row
-from mesh.errors import Aborted, AlreadyExists, FailedPrecondition, MeshError, NotFound, Unavailable
+from mesh.errors import Aborted, AlreadyExists, Exhausted, FailedPrecondition, MeshError, NotFound, Unavailable
 
 REFUSALS = {
     2: charges_pb2.HOLD_REFUSAL_EXHAUSTED,
@@ -136,6 +137,21 @@ def transfer(organization_id: str, row: Row) -> wallets_pb2.Transfer:
         time=stamp(row["posted_at"]),
         seq=row["seq"],
     )
+
+
+def transfer_answer(request_id: str, posted: wallets.Posted) -> wallets_pb2.TransferAnswer:
+    """Pack what became of a transfer by hand."""
+    match posted.status:
+        case wallets.SHORT:
+            error = Exhausted("BALANCE_SHORT", "the wallet has not so much available", account="wallet")
+        case wallets.DIFFERS:
+            error = differs(posted.field)
+        case wallets.CHAIN_FAILED:
+            error = Aborted("CHAIN_FAILED", "a transfer that it is linked to failed")
+        case _:
+            done = wallets_pb2.PostedTransfer(seq=posted.seq or 0, replayed=posted.replayed)
+            return wallets_pb2.TransferAnswer(request_id=request_id, posted=done)
+    return wallets_pb2.TransferAnswer(request_id=request_id, fault=faults.to_fault(error))
 
 
 def usage(organization_id: str, row: Row) -> wallets_pb2.Usage:

@@ -81,8 +81,8 @@ def handlers(db: Database, rule_grace: timedelta = RULE_GRACE) -> Mapping[str, H
         return COVERED_PAUSE if await grants.expire(db, job.payload["organization_id"]) else None
 
     async def resolve_holds(job: Job) -> timedelta | None:
-        decided, waiting = await jobs.resolve_by_rule(db, job.payload["organization_id"], rule_grace)
-        if not waiting:
+        decided, waits = await jobs.resolve_by_rule(db, job.payload["organization_id"], rule_grace)
+        if not waits:
             return None
         return timedelta() if decided == jobs.RESOLVED_MAX else rule_grace
 

@@ -33,7 +33,12 @@ def next_token(page: Page, keys: list[str]) -> str:
     """Return the token of the following page, or "" when `keys` (read with a limit of size + 1) ends here."""
     if len(keys) <= page.size:
         return ""
-    return base64.urlsafe_b64encode(json.dumps({"after": keys[page.size - 1]}).encode()).decode()
+    return token_of(keys[page.size - 1])
+
+
+def token_of(after: str) -> str:
+    """Return the token of the page that begins after a key."""
+    return base64.urlsafe_b64encode(json.dumps({"after": after}).encode()).decode()
 
 
 def _decode(token: str) -> str:

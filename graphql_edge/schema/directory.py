@@ -88,7 +88,7 @@ class Agent(AgentSummary):
         return await api_keys(info.context, self.id, first, after)
 
     @field
-    async def reports(self, info: Info) -> UsageReports:
+    def reports(self) -> UsageReports:
         """Report on the agent's usage."""
         return UsageReports(organization_id=self.organization_id, node_id=self.id)
 

@@ -130,7 +130,7 @@ class Organization:
         return await bill(info.context, self.id, request_id)
 
     @field
-    async def reports(self, info: Info, below: strawberry.ID | None = None) -> UsageReports:
+    def reports(self, below: strawberry.ID | None = None) -> UsageReports:
         """Report on the organization, or on what is `below` one workspace, group or agent."""
         return UsageReports(organization_id=self.id, node_id=below or self.id)
 

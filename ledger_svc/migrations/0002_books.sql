@@ -7,13 +7,14 @@ CREATE FUNCTION lock_organization(p_org text) RETURNS void LANGUAGE sql AS $$
 $$;
 
 -- The organization's time goes forward only: the clock's once the lock is held, or just after the last commit's.
-CREATE FUNCTION ledger_time(p_org text) RETURNS timestamptz LANGUAGE sql AS $$
-  SELECT greatest(
-    clock_timestamp(),
-    (SELECT recorded_at FROM audit WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1) + interval '1 microsecond',
-    (SELECT c.at FROM accounts a CROSS JOIN LATERAL (SELECT at FROM checkpoints WHERE account_id = a.id ORDER BY at DESC, step DESC LIMIT 1) c
-      WHERE a.organization_id = p_org AND a.kind = 'wallet' AND a.budget_id IS NULL AND a.window_start IS NULL) + interval '1 microsecond')
-$$;
+CREATE FUNCTION ledger_time(p_org text) RETURNS timestamptz LANGUAGE plpgsql AS $$
+DECLARE v_wallet bigint; v_told timestamptz; v_moved timestamptz;
+BEGIN
+  SELECT recorded_at INTO v_told FROM audit WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1;
+  SELECT id INTO v_wallet FROM accounts WHERE organization_id = p_org AND kind = 'wallet' AND budget_id IS NULL AND window_start IS NULL;
+  SELECT at INTO v_moved FROM checkpoints WHERE account_id = v_wallet ORDER BY at DESC, step DESC LIMIT 1;
+  RETURN greatest(clock_timestamp(), v_told + interval '1 microsecond', v_moved + interval '1 microsecond');
+END $$;
 
 CREATE FUNCTION time_zone_of(p_org text) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT coalesce((SELECT time_zone FROM rules WHERE organization_id = p_org ORDER BY version DESC LIMIT 1), 'UTC')
@@ -48,9 +49,10 @@ BEGIN
   RETURN v_id;
 END $$;
 
-CREATE FUNCTION last_seq(p_org text) RETURNS bigint LANGUAGE sql AS $$
-  SELECT coalesce((SELECT seq FROM transfers WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0)
-$$;
+CREATE FUNCTION last_seq(p_org text) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN coalesce((SELECT seq FROM transfers WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0);
+END $$;
 
 -- What a budget's accounts may fall to; every other account is free, and the wallet stops at 0.
 CREATE FUNCTION rule_of(p_budget text, OUT floor bigint, OUT disabled boolean, OUT auto_disable boolean) LANGUAGE sql AS $$

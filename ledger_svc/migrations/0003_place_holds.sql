@@ -7,12 +7,19 @@
 -- A batch that fits as a whole fits one by one, whatever the order: it is decided by sums, an account at a time. Only a
 -- batch in which something is refused, clamped or repeated is walked through.
 
--- What a node's holds and charges came to since a moment: spent (settled, or suspended while uncertain), and held.
-CREATE FUNCTION spent_since(p_org text, p_target text, p_start timestamptz, OUT spent bigint, OUT held bigint) LANGUAGE plpgsql AS $$
-DECLARE v_after bigint := usage_before(p_org, p_start);
+-- What a node's settled holds since a moment came to, up to a usage row. Rows never change, so what was counted without the
+-- lock is still right under it.
+CREATE FUNCTION count_spent(p_org text, p_target text, p_start timestamptz, p_after bigint, p_until bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
+  SELECT coalesce(sum(u.charged_micros), 0)::bigint FROM usage u
+   WHERE u.organization_id = p_org AND u.seq > p_after AND u.seq <= p_until AND u.held_at >= p_start AND p_target = ANY (u.path)
+$$;
+
+-- What a node's holds and charges came to since a moment: spent (settled, or suspended while uncertain), and held. Usage rows
+-- up to `p_counted` were counted before, to `p_known`.
+CREATE FUNCTION spent_since(p_org text, p_target text, p_start timestamptz, p_counted bigint, p_known bigint, OUT spent bigint, OUT held bigint)
+LANGUAGE plpgsql AS $$
 BEGIN
-  SELECT coalesce(sum(u.charged_micros), 0) INTO spent
-    FROM usage u WHERE u.organization_id = p_org AND u.seq > v_after AND u.held_at >= p_start AND p_target = ANY (u.path);
+  spent := p_known + count_spent(p_org, p_target, p_start, greatest(p_counted, usage_before(p_org, p_start)), last_usage(p_org));
   -- Holds that became uncertain and were never settled stand with their last word.
   SELECT spent + coalesce(sum(last.charged_micros), 0) INTO spent
     FROM outcomes o
@@ -29,11 +36,15 @@ BEGIN
    WHERE o.organization_id = p_org AND h.held_at >= p_start AND p_target = ANY (s.path);
 END $$;
 
+CREATE FUNCTION last_usage(p_org text) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN coalesce((SELECT seq FROM usage WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0);
+END $$;
+
 -- The last usage row before a moment, found by halving: rows are in the order of their time.
 CREATE FUNCTION usage_before(p_org text, p_at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE v_low bigint := 0; v_high bigint; v_middle bigint;
+DECLARE v_low bigint := 0; v_high bigint := last_usage(p_org); v_middle bigint;
 BEGIN
-  SELECT coalesce((SELECT seq FROM usage WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0) INTO v_high;
   WHILE v_low < v_high LOOP
     v_middle := (v_low + v_high + 1) / 2;
     IF (SELECT used_at FROM usage WHERE organization_id = p_org AND seq = v_middle) < p_at THEN v_low := v_middle; ELSE v_high := v_middle - 1; END IF;
@@ -43,11 +54,12 @@ END $$;
 
 -- Open a budget's account for the window of now. Holds open the windows of every budget above them, so a window that is
 -- opened after its start has seen nothing: unless the budget is new, or the organization's time zone has changed since.
-CREATE FUNCTION open_window(p_org text, p_budget text, p_target text, p_start timestamptz, p_at timestamptz, p_fresh boolean)
-RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION open_window(
+  p_org text, p_budget text, p_target text, p_start timestamptz, p_at timestamptz, p_fresh boolean, p_counted bigint, p_known bigint
+) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE v_id bigint; v_spent bigint := 0; v_held bigint := 0;
 BEGIN
-  IF p_fresh THEN SELECT * INTO v_spent, v_held FROM spent_since(p_org, p_target, p_start); END IF;
+  IF p_fresh THEN SELECT * INTO v_spent, v_held FROM spent_since(p_org, p_target, p_start, p_counted, p_known); END IF;
   INSERT INTO accounts (organization_id, kind, budget_id, window_start, opening_micros, opened_at)
     VALUES (p_org, 'budget', p_budget, p_start, -v_spent, p_at) RETURNING id INTO v_id;
   PERFORM open_checkpoint(v_id, p_at - interval '1 microsecond', v_held);
@@ -84,7 +96,7 @@ BEGIN
     SELECT id INTO v_account FROM accounts
       WHERE organization_id = p_org AND kind = 'budget' AND budget_id = g.id AND window_start = v_start;
     IF v_account IS NULL THEN
-      v_account := open_window(p_org, g.id, g.target_id, v_start, p_at, coalesce(v_changed >= v_start, false));
+      v_account := open_window(p_org, g.id, g.target_id, v_start, p_at, coalesce(v_changed >= v_start, false), 0, 0);
     END IF;
     v_accounts := v_accounts || v_account;
   END LOOP;

@@ -16,7 +16,7 @@ DECLARE
   n int := cardinality(p_request);
   v_at timestamptz; v_seq bigint; v_posted int; v_open int; v_plain boolean;
   v_wallet bigint; v_revenue bigint;
-  h_agent text[]; h_key text[]; h_user text[]; h_ceiling bigint[]; h_set bigint[]; h_held_at timestamptz[];       -- one for each item
+  h_agent text[]; h_key text[]; h_user text[]; h_ceiling bigint[]; h_set bigint[]; h_held_at timestamptz[]; h_open tid[];  -- for each item
   a_id bigint[]; a_step smallint[]; a_settled bigint[]; a_held bigint[]; a_floor bigint[]; a_disabled boolean[]; a_auto boolean[];  -- for each account
   a_spent bigint[];
 BEGIN
@@ -24,11 +24,11 @@ BEGIN
   v_at := ledger_time(p_org);
   SELECT array_agg(h.agent_id ORDER BY o), array_agg(h.api_key_id ORDER BY o), array_agg(h.end_user ORDER BY o),
          array_agg(h.ceiling_micros ORDER BY o), array_agg(h.limit_set ORDER BY o), array_agg(h.held_at ORDER BY o),
-         bool_and(coalesce(h.status = 1 AND t.cost <= h.ceiling_micros AND x.open, false))
-    INTO h_agent, h_key, h_user, h_ceiling, h_set, h_held_at, v_plain
+         array_agg(x.ctid), bool_and(coalesce(h.status = 1 AND t.cost <= h.ceiling_micros AND x.ctid IS NOT NULL, false))
+    INTO h_agent, h_key, h_user, h_ceiling, h_set, h_held_at, h_open, v_plain
     FROM unnest(p_request, p_cost) WITH ORDINALITY t(request, cost, o)
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true
-    LEFT JOIN LATERAL (SELECT true AS open FROM open_holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) x ON true;
+    LEFT JOIN LATERAL (SELECT x.ctid FROM open_holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) x ON true;
   IF v_plain AND EXISTS (SELECT 1 FROM hold_links WHERE organization_id = p_org LIMIT 1) THEN
     v_plain := NOT EXISTS (SELECT 1 FROM unnest(p_request) r(id)
                             CROSS JOIN LATERAL (SELECT 1 FROM hold_links x WHERE x.organization_id = p_org AND x.request_id = r.id LIMIT 1) l);
@@ -73,7 +73,7 @@ BEGIN
   PERFORM write_usage(p_org, p_request, h_agent, h_key, h_user, h_set, h_ceiling, h_held_at, charged, breach, p_provider, p_model, p_price, p_input,
                       p_cached, p_cache_write, p_output, p_reasoning, p_estimated, p_outcome, p_http_status, p_latency, p_overhead,
                       p_first_token, p_streamed, v_at);
-  DELETE FROM open_holds x USING unnest(p_request) r WHERE x.organization_id = p_org AND x.request_id = r;
+  DELETE FROM open_holds WHERE ctid = ANY (h_open);  -- they stay where they are: every change to them is under the lock
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
     SELECT id, v_at, st, v_seq + v_posted, s, h, f, d, a
       FROM unnest(a_id, a_step, a_settled, a_held, a_floor, a_disabled, a_auto) t(id, st, s, h, f, d, a);
@@ -90,7 +90,7 @@ CREATE FUNCTION write_usage(
 ) RETURNS void LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
 DECLARE v_seq bigint; v_detail text[];
 BEGIN
-  SELECT coalesce((SELECT seq FROM usage WHERE organization_id = p_org ORDER BY seq DESC LIMIT 1), 0) INTO v_seq;
+  v_seq := last_usage(p_org);
   INSERT INTO usage (organization_id, seq, request_id, path, agent_id, api_key_id, end_user, provider, model, price_id, input_tokens,
                      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, charged_micros, ceiling_micros, breach_micros,
                      estimated, outcome, http_status, latency_ms, overhead_ms, first_token_ms, streamed, held_at, used_at)

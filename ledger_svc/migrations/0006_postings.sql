@@ -13,6 +13,7 @@ DECLARE
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
+  PERFORM expire_grants(p_org, v_at);
   replayed := false; field := ''; status := 1;
   v_wallet := account_of(p_org, 'wallet');
   v_other := account_of(p_org, CASE WHEN p_kind = 'adjustment' THEN 'adjustments' ELSE 'purchases' END);
@@ -38,7 +39,8 @@ BEGIN
   END IF;
   IF p_amount < 0 THEN
     SELECT * INTO b FROM balance_of(v_wallet);
-    IF b.settled - b.held + p_amount < 0 THEN status := 2; RETURN; END IF;
+    -- Money is given back for bought credits alone.
+    IF b.settled - b.held - (CASE WHEN p_kind = 'refund' THEN granted_micros(p_org) ELSE 0 END) + p_amount < 0 THEN status := 2; RETURN; END IF;
     seq := post_transfer(p_org, p_key, 'posting', p_kind, v_wallet, v_other, -p_amount, '{}', 0::smallint, p_actor, v_reason, v_at);
   ELSE
     seq := post_transfer(p_org, p_key, 'posting', p_kind, v_other, v_wallet, p_amount, '{}', 0::smallint, p_actor, v_reason, v_at);
@@ -65,6 +67,7 @@ DECLARE
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
+  PERFORM expire_grants(p_org, v_at);
   v_wallet := account_of(p_org, 'wallet');
   SELECT jsonb_object_agg(k, account_of(p_org, k)) INTO v_accounts FROM (SELECT DISTINCT unnest(p_debit || p_credit) AS k) d;
   PERFORM ensure_checkpoints(p_org, array_agg(value::bigint), v_at) FROM jsonb_each_text(v_accounts);

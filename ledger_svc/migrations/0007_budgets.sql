@@ -1,11 +1,22 @@
 -- Budgets open under the organization's lock with what their window has spent and holds already.
 
--- Status: 1 made, 2 the key was used for another budget (`field` names what differs).
+-- Count what a budget that is about to be made would open with, without the lock: the window's start, the last usage row
+-- that is in the count, and the count.
+CREATE FUNCTION count_budget(p_org text, p_target text, p_period text, OUT start timestamptz, OUT counted bigint, OUT known bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+  start := window_start(p_period, ledger_time(p_org), time_zone_of(p_org));
+  counted := last_usage(p_org);
+  known := count_spent(p_org, p_target, start, usage_before(p_org, start), counted);
+END $$;
+
+-- Status: 1 made, 2 the key was used for another budget (`field` names what differs), 3 the target has 100 budgets.
 CREATE FUNCTION create_budget(
   p_org text, p_id text, p_key text, p_target text, p_period text, p_limit bigint, p_auto boolean, p_actor text,
+  p_start timestamptz, p_counted bigint, p_known bigint /* what count_budget said */,
   OUT status smallint, OUT budget text, OUT field text
 ) LANGUAGE plpgsql AS $$
-DECLARE v_at timestamptz; g budgets; v budget_versions;
+DECLARE v_at timestamptz; v_start timestamptz; v_same boolean; g budgets; v budget_versions;
 BEGIN
   PERFORM lock_organization(p_org);
   v_at := ledger_time(p_org);
@@ -19,12 +30,15 @@ BEGIN
     IF field <> '' THEN status := 2; END IF;
     RETURN;
   END IF;
+  IF (SELECT count(*) FROM budgets b WHERE b.organization_id = p_org AND b.target_id = p_target) >= 100 THEN status := 3; RETURN; END IF;
   budget := p_id;
   INSERT INTO budgets (id, organization_id, target_id, period, ordinal, request_id, created_at)
     SELECT p_id, p_org, p_target, p_period, coalesce(max(ordinal), 0) + 1, p_key, v_at FROM budgets WHERE organization_id = p_org;
   INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at)
     VALUES (p_id, 1, p_limit, p_auto, false, p_key, p_actor, v_at);
-  PERFORM open_window(p_org, p_id, p_target, window_start(p_period, v_at, time_zone_of(p_org)), v_at, true);
+  v_start := window_start(p_period, v_at, time_zone_of(p_org));
+  v_same := v_start = p_start;  -- midnight may have passed since the count
+  PERFORM open_window(p_org, p_id, p_target, v_start, v_at, true, CASE WHEN v_same THEN p_counted ELSE 0 END, CASE WHEN v_same THEN p_known ELSE 0 END);
   PERFORM append_audit(p_org, v_at, ARRAY[p_actor], ARRAY['budget.created'], ARRAY[p_id],
     ARRAY['{"auto_disable":' || p_auto || ',"limit_micros":' || p_limit || ',"period":' || to_json(p_period) || ',"target_id":' || to_json(p_target) || '}']);
 END $$;

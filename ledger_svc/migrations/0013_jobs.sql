@@ -53,30 +53,30 @@ BEGIN
   RETURN v_count;
 END $$;
 
--- Decide uncertain holds by the organization's rule, the oldest first, at most 500 a call, once they have been uncertain
--- for the grace. Says how many were decided, and how many wait for the rule still.
-CREATE FUNCTION resolve_by_rule(p_org text, p_grace_ms int, OUT decided int, OUT waiting bigint) LANGUAGE plpgsql AS $$
+-- An organization's holds that wait for a decision, the longest first.
+CREATE FUNCTION undecided_holds(p_org text) RETURNS TABLE (request_id text, since timestamptz) LANGUAGE sql STABLE AS $$
+  SELECT o.request_id, o.decided_at FROM outcomes o
+   WHERE o.organization_id = p_org AND o.phase = 'uncertain' AND end_of(p_org, o.request_id) = 'uncertain'
+   ORDER BY o.decided_at, o.request_id
+$$;
+
+-- Decide uncertain holds by the organization's rule, at most 500 a call, once they have been uncertain for the grace. Says
+-- how many were decided, and whether some wait for the rule still.
+CREATE FUNCTION resolve_by_rule(p_org text, p_grace_ms int, OUT decided int, OUT waits boolean) LANGUAGE plpgsql AS $$
 DECLARE v_rule text; v_until timestamptz; v_request text;
 BEGIN
   PERFORM lock_organization(p_org);
   v_until := ledger_time(p_org) - p_grace_ms * interval '1 millisecond';
   SELECT uncertain INTO v_rule FROM rules WHERE organization_id = p_org ORDER BY version DESC LIMIT 1;
-  decided := 0; waiting := 0;
+  decided := 0; waits := false;
   IF v_rule IS NULL OR v_rule = 'list' THEN RETURN; END IF;
-  FOR v_request IN
-    SELECT o.request_id FROM outcomes o
-     WHERE o.organization_id = p_org AND o.phase = 'uncertain' AND o.decided_at <= v_until
-       AND end_of(p_org, o.request_id) = 'uncertain'
-     ORDER BY o.decided_at, o.request_id LIMIT 500
-  LOOP
+  FOR v_request IN SELECT request_id FROM undecided_holds(p_org) WHERE since <= v_until LIMIT 500 LOOP
     -- No request id has a slash, so that nobody can have used this key before.
     PERFORM resolve_hold(p_org, 'rule/' || v_request, v_request, CASE v_rule WHEN 'release' THEN 0 END, 'rule:' || v_rule,
                          'the organization''s rule');
     decided := decided + 1;
   END LOOP;
-  SELECT count(*) INTO waiting FROM outcomes o
-   WHERE o.organization_id = p_org AND o.phase = 'uncertain'
-     AND end_of(p_org, o.request_id) = 'uncertain';
+  waits := EXISTS (SELECT 1 FROM undecided_holds(p_org));
 END $$;
 
 -- Forget the leases of holders long gone that left nothing open, at most 1,000 a call. Returns how many.

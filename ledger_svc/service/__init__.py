@@ -18,6 +18,7 @@ from ledger_svc.service.prices import PriceServicer
 from ledger_svc.service.registry import RegistryServicer
 from ledger_svc.service.reports import ReportServicer
 from ledger_svc.service.rules import RulesServicer
+from ledger_svc.service.statements import StatementServicer
 from ledger_svc.service.wallets import WalletServicer
 from ledger_svc.store import registry
 from mandate.ledger.v1 import (
@@ -41,6 +42,8 @@ from mandate.ledger.v1 import (
     reports_pb2_grpc,
     rules_pb2,
     rules_pb2_grpc,
+    statements_pb2,
+    statements_pb2_grpc,
     wallets_pb2,
     wallets_pb2_grpc,
 )
@@ -64,8 +67,11 @@ class Ledger:
     def registrations(self) -> list[Registration]:
         """Return every contract of the ledger with what implements it."""
         return [
-            Registration.of(charges_pb2, charges_pb2_grpc, ChargeServicer(self.db, Intake(self.db, self.commits, self.prices))),
+            Registration.of(
+                charges_pb2, charges_pb2_grpc, ChargeServicer(self.db, Intake(self.db, self.commits, self.prices))
+            ),
             Registration.of(wallets_pb2, wallets_pb2_grpc, WalletServicer(self.db)),
+            Registration.of(statements_pb2, statements_pb2_grpc, StatementServicer(self.db)),
             Registration.of(budgets_pb2, budgets_pb2_grpc, BudgetServicer(self.db)),
             Registration.of(prices_pb2, prices_pb2_grpc, PriceServicer(self.db, self.prices)),
             Registration.of(reports_pb2, reports_pb2_grpc, ReportServicer(self.db)),

@@ -12,7 +12,7 @@ from mandate.ledger.v1 import budgets_pb2 as pb
 from mandate.ledger.v1 import budgets_pb2_grpc as rpc
 from mesh import caller, ids
 from mesh.db import Database
-from mesh.errors import NotFound, invalid
+from mesh.errors import FailedPrecondition, NotFound, invalid
 from mesh.idempotency import check_request_id
 from mesh.money import MICROS_MAX
 from mesh.paging import next_token, page_of
@@ -39,10 +39,12 @@ class BudgetServicer(rpc.BudgetServiceServicer):
         if ids.kind_of(request.target_id) not in TARGETS:
             raise invalid("target_id", "must be an organization, workspace, agent group or agent")
         organization_id = await self._organization_of(request.target_id)
-        budget_id, differs = await budgets.create(self._db, organization_id, new, caller.current().actor)
-        if differs:
-            raise wire.differs(differs)
-        return await self._get(budget_id)
+        created = await budgets.create(self._db, organization_id, new, caller.current().actor)
+        if created.field:
+            raise wire.differs(created.field)
+        if created.full:
+            raise FailedPrecondition("BUDGETS_FULL", "the target has 100 budgets, and takes no more", field="target_id")
+        return await self._get(created.id)
 
     async def UpdateBudget(self, request: pb.UpdateBudgetRequest, context: Context) -> pb.Budget:
         key = check_request_id(request)

@@ -1,4 +1,4 @@
-"""The hot path: one stream a gateway process, items in, answers out as their commits land; and the same without a stream."""
+"""The hot path: one stream a gateway process, items in, answers out after their commits; the same without a stream."""
 
 from __future__ import annotations
 

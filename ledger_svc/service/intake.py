@@ -1,12 +1,12 @@
 """What every way into the hot path shares: check an item, find whose it is and what it costs, queue it for a commit.
 
-An item whose organization and prices are known, which is nearly every one, is queued at once, without a task of its own.
+An item whose organization and prices are known, which nearly all are, is queued at once, without a task of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ledger_svc import pricing
@@ -143,9 +143,7 @@ class Intake:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _place_unknown(
-        self, holder_id: str, message: pb.PlaceHold, asker: Asker, answer: Answer[Placed]
-    ) -> None:
+    async def _place_unknown(self, holder_id: str, message: pb.PlaceHold, asker: Asker, answer: Answer[Placed]) -> None:
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             answer(StalePath())
@@ -158,7 +156,7 @@ class Intake:
             prices.append(price)
         self._queue_hold(organization_id, holder_id, message, tuple(prices), asker, answer)
 
-    def _queue_hold(  # noqa: PLR0913, PLR0917  # one parameter a part of the question
+    def _queue_hold(  # one parameter a part of the question
         self,
         organization_id: str,
         holder_id: str,

@@ -17,8 +17,9 @@ from ledger_svc.store import reports
 from ledger_svc.store.rollups import SUMS
 from mandate.ledger.v1 import reports_pb2 as pb
 from mandate.ledger.v1 import reports_pb2_grpc as rpc
+from mesh import ids
 from mesh.db import Database, Row
-from mesh.errors import invalid
+from mesh.errors import NotFound, invalid
 
 INTERVALS = {
     pb.INTERVAL_HOUR: Interval.HOUR,
@@ -38,6 +39,7 @@ MEASURES = {
     pb.USAGE_MEASURE_REQUESTS: "requests",
     pb.USAGE_MEASURE_TOKENS: "tokens",
 }
+NODES = {ids.Kind.ORGANIZATION, ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT}
 TOP_DEFAULT, TOP_MAX = 10, 100
 TOKENS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 THURSDAY = 3  # days after Monday: where hours of the week are counted from
@@ -140,7 +142,10 @@ class ReportServicer(rpc.ReportServiceServicer):
 
 
 def _node(request: Any) -> str:
-    return request.node_id or request.organization_id
+    node: str = request.node_id or request.organization_id
+    if ids.kind_of(node) not in NODES:
+        raise NotFound("NOT_FOUND", f"no {node!r} in this organization"[:200], field="node_id")
+    return node
 
 
 def _period(request: Any) -> list[datetime]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import grpc
 
 from ledger_svc import wire
+from ledger_svc.accounts import KINDS as ACCOUNT_KINDS
 from ledger_svc.store import registry, wallets
 from mandate.ledger.v1 import wallets_pb2 as pb
 from mandate.ledger.v1 import wallets_pb2_grpc as rpc
@@ -22,6 +24,8 @@ from mesh.paging import Page, next_token, page_of
 
 PAGE_MAX = 500
 REASON_MAX = 500
+BATCH_MAX = 1_000
+TRANSFER_KINDS = frozenset({"purchase", "refund", "adjustment", "promotion", "reversal", "repayment", "write_off"})
 SEQ = re.compile(r"[0-9]{1,18}")
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,6 +57,17 @@ class WalletServicer(rpc.WalletServiceServicer):
         if await registry.organization_of(self._db, request.organization_id) != request.organization_id:
             raise NotFound("NOT_FOUND", f"no organization {request.organization_id!r}"[:200], field="organization_id")
         return await self._post(request.organization_id, request, "adjustment", request.amount_micros)
+
+    async def PostTransfers(self, request: pb.PostTransfersRequest, context: Context) -> pb.PostTransfersResponse:
+        if await registry.organization_of(self._db, request.organization_id) != request.organization_id:
+            raise NotFound("NOT_FOUND", f"no organization {request.organization_id!r}"[:200], field="organization_id")
+        transfers = _new_transfers(request.transfers)
+        actor = caller.current().actor
+        posted, balance = await wallets.post_batch(self._db, request.organization_id, transfers, actor)
+        return pb.PostTransfersResponse(
+            transfers=[wire.transfer_answer(new.key, done) for new, done in zip(transfers, posted, strict=True)],
+            balance_micros=balance,
+        )
 
     async def ListTransfers(self, request: pb.ListTransfersRequest, context: Context) -> pb.ListTransfersResponse:
         page = page_of(request.page_size, request.page_token, size_max=PAGE_MAX)
@@ -158,6 +173,37 @@ class WalletServicer(rpc.WalletServiceServicer):
         row = await wallets.transfer(self._db, organization_id, posted.seq or 0)
         transfer = wire.transfer(organization_id, row) if row else None
         return pb.Posting(transfer=transfer, wallet=await self._wallet(organization_id), replayed=posted.replayed)
+
+
+def _new_transfers(messages: Sequence[pb.NewTransfer]) -> list[wallets.NewTransfer]:
+    if not 1 <= len(messages) <= BATCH_MAX:
+        raise invalid("transfers", f"must be 1 to {BATCH_MAX}")
+    if messages[-1].linked:
+        raise invalid("transfers.linked", "the last transfer has none to be linked to")
+    found = [_new_transfer(message) for message in messages]
+    if len({new.key for new in found}) < len(found):
+        raise invalid("transfers.request_id", "each transfer has a key of its own")
+    return found
+
+
+def _new_transfer(message: pb.NewTransfer) -> wallets.NewTransfer:
+    if not REQUEST_ID.fullmatch(message.request_id):
+        raise invalid("transfers.request_id", f"is no key: {message.request_id!r}"[:200])
+    if not 1 <= message.amount_micros <= MICROS_MAX:
+        raise invalid("transfers.amount_micros", f"must be 1 to {MICROS_MAX}")
+    kind = _one_of(TRANSFER_KINDS, "transfers.kind", message.kind)
+    debit = _one_of(ACCOUNT_KINDS, "transfers.debit_account", message.debit_account)
+    credit = _one_of(ACCOUNT_KINDS - {debit}, "transfers.credit_account", message.credit_account)
+    reason = _reason(message.reason)
+    if not reason.strip():
+        raise invalid("transfers.reason", "a transfer by hand states its reason")
+    return wallets.NewTransfer(message.request_id, kind, debit, credit, message.amount_micros, reason, message.linked)
+
+
+def _one_of(names: frozenset[str], field: str, name: str) -> str:
+    if name not in names:
+        raise invalid(field, f"must be one of {', '.join(sorted(names))}")
+    return name
 
 
 def _before(page: Page) -> int | None:

@@ -15,7 +15,8 @@ TABLES = """
   budgets g
   CROSS JOIN LATERAL (SELECT limit_micros, auto_disable, disabled FROM budget_versions z
                        WHERE z.budget_id = g.id ORDER BY z.version DESC LIMIT 1) v
-  CROSS JOIN LATERAL (SELECT window_start(g.period, ledger_time(g.organization_id), time_zone_of(g.organization_id)) AS window_start) t
+  CROSS JOIN LATERAL (SELECT window_start(g.period, ledger_time(g.organization_id), time_zone_of(g.organization_id))
+                          AS window_start) t
   LEFT JOIN accounts a ON a.organization_id = g.organization_id AND a.kind = 'budget' AND a.budget_id = g.id
                       AND a.window_start = t.window_start
   LEFT JOIN LATERAL balance_of(a.id) b ON a.id IS NOT NULL
@@ -34,10 +35,25 @@ class NewBudget:
     auto_disable: bool
 
 
-async def create(db: Database, organization_id: str, budget: NewBudget, actor: str) -> tuple[str, str]:
-    """Open a budget; return its id, and the field that differs when the key was used for another ("" otherwise)."""
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A budget's id; the field that differs when the key was used for another; whether its target is full."""
+
+    id: str
+    field: str
+    full: bool
+
+
+FULL = 3
+
+
+async def create(db: Database, organization_id: str, budget: NewBudget, actor: str) -> Created:
+    """Open a budget with what its window has spent and holds already."""
+    counted = await db.one(
+        "SELECT start, counted, known FROM count_budget($1, $2, $3)", organization_id, budget.target_id, budget.period
+    )
     row = await db.one(
-        "SELECT budget, field FROM create_budget($1, $2, $3, $4, $5, $6, $7, $8)",
+        "SELECT status, budget, field FROM create_budget($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         organization_id,
         budget.id,
         budget.request_id,
@@ -46,8 +62,9 @@ async def create(db: Database, organization_id: str, budget: NewBudget, actor: s
         budget.limit_micros,
         budget.auto_disable,
         actor,
+        *counted.values(),
     )
-    return row["budget"], row["field"]
+    return Created(row["budget"], row["field"], row["status"] == FULL)
 
 
 async def change(  # noqa: PLR0913

@@ -38,7 +38,7 @@ BOTH = (
     "status, charged, breach, replayed, field, balance, "
     "held_status, output_tokens, ceiling, blocker, target, short, held_replayed, held_field"
 )
-SETTLE_COLUMNS = 5
+SETTLED_COLUMNS = 6
 
 
 async def place(db: Database, organization_id: str, items: Sequence[tuple[Placing, bool]]) -> list[Placed]:
@@ -61,7 +61,7 @@ async def settle_and_place(
     """Charge completions, then decide holds, in one commit."""
     values = [*_settle_values(settlings), *_place_values(placings)]
     row = await db.one(f"SELECT {BOTH} FROM settle_and_place({_marks(len(values) + 1)})", organization_id, *values)  # noqa: S608
-    placed = zip(*tuple(row.values())[SETTLE_COLUMNS + 1 :], strict=True)
+    placed = zip(*tuple(row.values())[SETTLED_COLUMNS:], strict=True)
     return _settlements(row), [_placed(*fields) for fields in placed]
 
 
@@ -121,7 +121,8 @@ def _settle_values(items: Sequence[Settling]) -> list[list[Any]]:
 
 def _settlements(row: Row) -> list[SettleOutcome]:
     balance: int = row["balance"]
-    return [_settled(*fields, balance) for fields in zip(*tuple(row.values())[:SETTLE_COLUMNS], strict=True)]
+    columns = (row["status"], row["charged"], row["breach"], row["replayed"], row["field"])
+    return [_settled(*fields, balance) for fields in zip(*columns, strict=True)]
 
 
 def _placed(  # noqa: PLR0913, PLR0917  # one parameter a column of the answer

@@ -111,12 +111,12 @@ async def sweep_uncertain(db: Database, organization_id: str, grace: timedelta) 
     return count
 
 
-async def resolve_by_rule(db: Database, organization_id: str, grace: timedelta) -> tuple[int, int]:
-    """Decide uncertain holds by the organization's rule; return how many were, and how many wait for it still."""
+async def resolve_by_rule(db: Database, organization_id: str, grace: timedelta) -> tuple[int, bool]:
+    """Decide uncertain holds by the organization's rule; return how many were, and whether some wait for it still."""
     row = await db.one(
-        "SELECT decided, waiting FROM resolve_by_rule($1, $2)", organization_id, int(grace / timedelta(milliseconds=1))
+        "SELECT decided, waits FROM resolve_by_rule($1, $2)", organization_id, int(grace / timedelta(milliseconds=1))
     )
-    return row["decided"], row["waiting"]
+    return row["decided"], row["waits"]
 
 
 async def prune_leases(db: Database) -> int:

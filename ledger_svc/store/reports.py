@@ -153,7 +153,7 @@ async def top(found: View, pieces: Sequence[Piece], kind: str, measure: str, lim
       ), rest AS (
         SELECT {ROW} FROM ranges r
           JOIN LATERAL (SELECT {ROW} FROM usage
-                         WHERE organization_id = $1 AND seq BETWEEN r.first_seq AND r.last_seq AND seq <= $4
+                         WHERE organization_id = $1 AND seq BETWEEN r.first_seq AND r.last_seq
                            AND used_at >= r.start AND used_at < r.stop AND $2 = ANY (path) OFFSET 0) u ON true
         UNION ALL
         SELECT {ROW} FROM tail

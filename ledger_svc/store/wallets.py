@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -31,7 +32,7 @@ class Posted:
     seq: int | None
 
 
-POSTED, SHORT, NO_PURCHASE, ABOVE_PURCHASE, DIFFERS = 1, 2, 3, 4, 5
+POSTED, SHORT, NO_PURCHASE, ABOVE_PURCHASE, DIFFERS, CHAIN_FAILED = 1, 2, 3, 4, 5, 6
 
 
 async def balance(db: Database, organization_id: str) -> Balance:
@@ -61,6 +62,40 @@ async def post(  # noqa: PLR0913, PLR0917  # one parameter a column of the posti
         reason,
     )
     return Posted(row["status"], row["replayed"], row["field"], row["seq"])
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransfer:
+    """One transfer to post; `linked`: it and the next are posted both or neither."""
+
+    key: str
+    kind: str
+    debit: str
+    credit: str
+    amount_micros: int
+    reason: str
+    linked: bool
+
+
+async def post_batch(
+    db: Database, organization_id: str, transfers: Sequence[NewTransfer], actor: str
+) -> tuple[list[Posted], int]:
+    """Post transfers in order; return what became of each, and the wallet's settled balance after them."""
+    row = await db.one(
+        "SELECT status, replayed, field, seqs, balance FROM post_transfers($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        organization_id,
+        [transfer.key for transfer in transfers],
+        [transfer.kind for transfer in transfers],
+        [transfer.debit for transfer in transfers],
+        [transfer.credit for transfer in transfers],
+        [transfer.amount_micros for transfer in transfers],
+        [transfer.reason for transfer in transfers],
+        [transfer.linked for transfer in transfers],
+        actor,
+    )
+    columns = (row["status"], row["replayed"], row["field"], row["seqs"])
+    balance: int = row["balance"]
+    return [Posted(*fields) for fields in zip(*columns, strict=True)], balance
 
 
 async def resolve(  # noqa: PLR0913, PLR0917  # likewise
@@ -164,15 +199,3 @@ async def uncertain(db: Database, organization_id: str, after: tuple[datetime, s
         request_id,
         limit,
     )
-
-
-async def audit(db: Database, organization_id: str, after_seq: int, limit: int) -> list[str]:
-    """Return lines of the chain, oldest first: the hash in hex, a space, the line that it seals."""
-    rows = await db.rows(
-        "SELECT encode(hash, 'hex') || ' ' || line AS sealed FROM audit "
-        "WHERE organization_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
-        organization_id,
-        after_seq,
-        limit,
-    )
-    return [row["sealed"] for row in rows]

@@ -29,7 +29,9 @@ LEDGER_BATCH = Histogram(
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 AUDIT_BROKEN = Counter(
-    "mandate_audit_broken_total", "Chains that were not signed because an entry does not follow.", registry=REGISTRY
+    "mandate_audit_broken_total",
+    "Chains not signed: an entry does not follow, or the last head is of an unknown key.",
+    registry=REGISTRY,
 )
 AUDIT_REFUSED = Counter(
     "mandate_audit_refused_total", "Audit facts that the ledger refused and the log alone has.", registry=REGISTRY

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
 
 from ledger_svc import price_list, pricing
 from ledger_svc.__main__ import PRICES
@@ -16,15 +18,18 @@ from ledger_svc.holds import Placing, Settling
 from ledger_svc.price_book import PriceBook
 from ledger_svc.pricing import Price, Usage
 from ledger_svc.store import budgets, charges, registry, wallets
-from mesh import certificates, db, ids, migrations
+from ledger_svc.store import prices as price_store
+from mandate.ledger.v1 import charges_pb2
+from mesh import audit_keys, certificates, children, client, db, ids, migrations, ports
 from mesh.clock import SystemClock
 from mesh.db import Database
 from mesh.embedded import postgres
-from mesh.embedded.postgres import Postgres
+from mesh.embedded.postgres import ENVIRONMENT, Postgres
 from mesh.embedded.provision import SERVICES, provision
 from mesh.home import Home
 from mesh.ids import Kind
 from mesh.secret import Secret
+from mesh.tls import Certificates
 
 WORKSPACES, GROUPS_EACH, AGENTS_EACH = 2, 5, 20
 LIMIT = 10**15
@@ -61,7 +66,7 @@ class Standing:
             self.server.owner_dsn.reveal(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "LC_ALL": "C"},
+            env=ENVIRONMENT,
         )
         printed, _ = await process.communicate()
         return printed.decode()
@@ -74,16 +79,43 @@ async def standing(directory: Path, *, pool: int = 8) -> AsyncGenerator[Standing
         server = await stack.enter_async_context(postgres.running(directory / "database", durable=True))
         home = Home.open(directory / "home")
         certificates.ensure(home, SystemClock())
+        audit_keys.ensure(home, SystemClock().now())
         provisioned = await provision(
             server.owner_dsn, {service: home.secret(f"mandate_{service}") for service in SERVICES}
         )
         await migrations.migrate(provisioned.owner_dsn, "ledger")
         dsn = provisioned.services["ledger"]
         database = await stack.enter_async_context(db.connect(dsn, service="ledger", size_max=pool))
-        await registry.put_prices(database, price_list.parse(PRICES.read_text(), 100))
+        await price_store.put(database, price_list.parse(PRICES.read_text(), 100))
         prices = PriceBook(database)
         await prices.refresh()
         yield Standing(home, server, dsn, provisioned.owner_dsn, database, prices)
+
+
+@asynccontextmanager
+async def serving(at: Standing) -> AsyncGenerator[grpc.aio.Channel]:
+    """Run the ledger as a process of its own, as `mandate up` does, and open a gateway's channel to it."""
+    base_port = children.free_port() - ports.GRPC["ledger"]
+    environ = {
+        "MANDATE_HOME": str(at.home.path),
+        "MANDATE_BASE_PORT": str(base_port),
+        "MANDATE_ENV_FILE": "",
+        "MANDATE_DRAIN_SECONDS": "1",
+        "MANDATE_LEDGER_DATABASE_URL": at.dsn.reveal(),
+    }
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ledger_svc", env=environ)
+    address = f"127.0.0.1:{base_port + ports.GRPC['ledger']}"
+    channel = client.connect(
+        "ledger", address, Certificates(at.home.tls, "gateway"), charges_pb2.DESCRIPTOR.services_by_name.values()
+    )
+    try:
+        async with client.connected(channel):
+            async with asyncio.timeout(30):
+                await channel.channel_ready()
+            yield channel
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 @dataclass(frozen=True)
@@ -112,7 +144,7 @@ class Fleet:
 
 
 async def fleet(at: Standing, *, windows: bool) -> Fleet:
-    """Make an organization of 2 workspaces, 10 groups and 200 agents; with budgets of three windows at each node or none."""
+    """Make an organization of 2 workspaces, 10 groups and 200 agents; each node with three budgets, or none."""
     organization = ids.new(Kind.ORGANIZATION)
     facts = [registry.NodeFact(organization, organization, (organization,), 1)]
     nodes, agents = [organization], []

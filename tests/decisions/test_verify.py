@@ -10,6 +10,7 @@ import pytest
 
 from ledger_svc import heads
 from ledger_svc.heads import Growing, Tree
+from mesh import audit_keys, canonical
 from mesh import verify as verifying
 from mesh.verify import Broken, Complete, prove, verify
 from mesh.verify_keys import Wrong
@@ -100,6 +101,17 @@ def test_every_single_byte_change_is_found_and_its_entry_named(signed: Made) -> 
         assert verdict.seq in {seqs[row], seqs[row] + 1}, (position, verdict)  # a damaged head may look like an entry
 
 
+def test_every_byte_that_is_left_out_or_put_in_is_found(signed: Made) -> None:
+    content = b"".join(signed.lines)
+    for position in range(len(content)):
+        for changed in (
+            content[:position] + content[position + 1 :],
+            content[:position] + b" " + content[position:],
+            content[:position] + b"\n" + content[position:],
+        ):
+            assert changed == content or isinstance(verdict_of(changed), Broken), (position, changed)
+
+
 def test_every_deletion_insertion_and_swap_is_found(signed: Made) -> None:
     lines, last = signed.lines, len(signed.lines) - 1
     head = lines[last]
@@ -161,6 +173,17 @@ def test_a_head_that_says_otherwise_is_found_however_it_is_signed(signer: Signer
     head = made.head()
     lied = Lie(head.organization_id, head.seq, head.seal, head.root, head.time, head.key_id)
     assert isinstance(verify([*made.lines, signer.line(lied)]), Broken)
+
+
+def test_a_key_under_another_id_is_found_however_it_is_signed(signer: Signer) -> None:
+    made = Made(signer).add(3)
+    private = audit_keys.read(signer.path).private
+    key = json.loads(signer.records[0])["key"] | {"id": "0" * 32, "from": "0" * 32}
+    signature = private.sign(audit_keys.KEY_CONTEXT + canonical.dumps(key).encode()).hex()
+    lie = canonical.dumps({"key": key, "signature": signature})
+    line = signer.line(made.head()).replace(b'"keys":[', f'"keys":[{lie},'.encode())
+    verdict = verify([*made.lines, line])
+    assert verdict == Broken(4, 3, "is followed by a key under another's id")
 
 
 @pytest.mark.parametrize(

@@ -97,5 +97,5 @@ def entry(organization: str, seq: int, detail: object) -> str:
 def changes(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield every position of a file with every one of several other bytes in its place."""
     for position, byte in enumerate(content):
-        for other in {byte ^ 1, byte ^ 0x20, ord("0"), ord('"'), ord("\n"), ord(" "), 0, 0xFF} - {byte}:
+        for other in {byte ^ 1, byte ^ 0x20, ord("0"), ord('"'), ord("\n"), 0xFF} - {byte}:
             yield position, content[:position] + bytes([other]) + content[position + 1 :]

@@ -81,7 +81,7 @@ class Tenant:
             limit_micros,
             auto_disable,
         )
-        return (await budgets.create(self.ledger.database, self.organization, new, "test"))[0]
+        return (await budgets.create(self.ledger.database, self.organization, new, "test")).id
 
     async def spent(self, budget_id: str) -> tuple[int, int, bool]:
         """Return what a budget's current window has settled and holds, and whether it is disabled."""

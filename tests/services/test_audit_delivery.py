@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -19,7 +21,7 @@ from gateway_svc import service as policy_service
 from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2, people_pb2
 from mandate.ledger.v1 import audit_pb2 as pb
-from mandate.ledger.v1 import audit_pb2_grpc as rpc
+from mandate.ledger.v1 import audit_pb2_grpc
 from mandate.vault.v1 import credentials_pb2
 from mesh import audit, caller, client, db, ids
 from mesh.audit import Fact
@@ -33,6 +35,7 @@ from tests.conftest import RunningLedger
 from tests.services.gateway_running import Mesh, Tenant, mesh_running
 from tests.services.identity_running import fresh
 from tests.services.ledger_running import owner
+from tests.services.test_vault_process import environment, keyring, vault
 
 CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2)
 METHODS: list[MethodDescriptor] = [
@@ -59,24 +62,6 @@ class Walk:
         return self.tenant.family.organization_id
 
 
-Step = Callable[[Walk], Awaitable[str]]
-
-
-def step(stub: str, method: str, request: Callable[[Walk], Any], subject: str = "id") -> Step:
-    """Return a call whose answer's `subject` is what the fact must name."""
-
-    async def run(walk: Walk) -> str:
-        stubs = walk.policies if stub == "policies" else getattr(walk.tenant.mesh, stub)
-        answer = await call(getattr(stubs, method), request(walk))
-        found = answer
-        for part in subject.split("."):
-            found = getattr(found, part)
-        walk.made[method] = str(found)
-        return str(found)
-
-    return run
-
-
 def _renaming(walk: Walk) -> directory_pb2.UpdateOrganizationRequest:
     organization = directory_pb2.Organization(id=walk.organization, name=NAME)
     request = directory_pb2.UpdateOrganizationRequest(organization=organization, request_id=fresh())
@@ -84,112 +69,90 @@ def _renaming(walk: Walk) -> directory_pb2.UpdateOrganizationRequest:
     return request
 
 
-# Each mutation, the action that it leaves in its organization's chain, and how it is made.
-LEAVES: dict[str, tuple[str, Step]] = {
-    "UpdateOrganization": (
-        "organization.renamed",
-        step("directory", "UpdateOrganization", _renaming),
-    ),
-    "CreateWorkspace": (
+@dataclass(frozen=True)
+class Leaf:
+    """A mutation: the action that it leaves in the chain, at which stub it is called, and with what."""
+
+    action: str
+    stub: str
+    request: Callable[[Walk], Any]
+
+    async def done(self, walk: Walk, method: str) -> str:
+        """Call it and return the id of what it was done to."""
+        stubs = walk.policies if self.stub == "policies" else getattr(walk.tenant.mesh, self.stub)
+        answer = await call(getattr(stubs, method), self.request(walk))
+        walk.made[method] = answer.api_key.id if method == "IssueApiKey" else answer.id
+        return walk.made[method]
+
+
+LEAVES = {
+    "UpdateOrganization": Leaf("organization.renamed", "directory", _renaming),
+    "CreateWorkspace": Leaf(
         "workspace.created",
-        step(
-            "directory",
-            "CreateWorkspace",
-            lambda walk: directory_pb2.CreateWorkspaceRequest(
-                organization_id=walk.organization, name=NAME, request_id=fresh()
-            ),
+        "directory",
+        lambda walk: directory_pb2.CreateWorkspaceRequest(
+            organization_id=walk.organization, name=NAME, request_id=fresh()
         ),
     ),
-    "CreateAgentGroup": (
+    "CreateAgentGroup": Leaf(
         "agent_group.created",
-        step(
-            "directory",
-            "CreateAgentGroup",
-            lambda walk: directory_pb2.CreateAgentGroupRequest(
-                workspace_id=walk.made["CreateWorkspace"], name=NAME, request_id=fresh()
-            ),
+        "directory",
+        lambda walk: directory_pb2.CreateAgentGroupRequest(
+            workspace_id=walk.made["CreateWorkspace"], name=NAME, request_id=fresh()
         ),
     ),
-    "CreateAgent": (
+    "CreateAgent": Leaf(
         "agent.created",
-        step(
-            "directory",
-            "CreateAgent",
-            lambda walk: directory_pb2.CreateAgentRequest(
-                agent_group_id=walk.made["CreateAgentGroup"], name=NAME, request_id=fresh()
-            ),
+        "directory",
+        lambda walk: directory_pb2.CreateAgentRequest(
+            agent_group_id=walk.made["CreateAgentGroup"], name=NAME, request_id=fresh()
         ),
     ),
-    "SuspendAgent": (
+    "SuspendAgent": Leaf(
         "agent.suspended",
-        step(
-            "directory",
-            "SuspendAgent",
-            lambda walk: directory_pb2.SuspendAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
-        ),
+        "directory",
+        lambda walk: directory_pb2.SuspendAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
     ),
-    "ResumeAgent": (
+    "ResumeAgent": Leaf(
         "agent.resumed",
-        step(
-            "directory",
-            "ResumeAgent",
-            lambda walk: directory_pb2.ResumeAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
-        ),
+        "directory",
+        lambda walk: directory_pb2.ResumeAgentRequest(agent_id=walk.made["CreateAgent"], request_id=fresh()),
     ),
-    "IssueApiKey": (
+    "IssueApiKey": Leaf(
         "api_key.issued",
-        step(
-            "keys",
-            "IssueApiKey",
-            lambda walk: keys_pb2.IssueApiKeyRequest(agent_id=walk.made["CreateAgent"], name=NAME, request_id=fresh()),
-            "api_key.id",
-        ),
+        "keys",
+        lambda walk: keys_pb2.IssueApiKeyRequest(agent_id=walk.made["CreateAgent"], name=NAME, request_id=fresh()),
     ),
-    "RevokeApiKey": (
+    "RevokeApiKey": Leaf(
         "api_key.revoked",
-        step(
-            "keys",
-            "RevokeApiKey",
-            lambda walk: keys_pb2.RevokeApiKeyRequest(api_key_id=walk.made["IssueApiKey"], request_id=fresh()),
-        ),
+        "keys",
+        lambda walk: keys_pb2.RevokeApiKeyRequest(api_key_id=walk.made["IssueApiKey"], request_id=fresh()),
     ),
-    "AddCredential": (
+    "AddCredential": Leaf(
         "credential.added",
-        step(
-            "credentials",
-            "AddCredential",
-            lambda walk: credentials_pb2.AddCredentialRequest(
-                organization_id=walk.organization, provider="openai", secret=SECRET, label=NAME, request_id=fresh()
-            ),
+        "credentials",
+        lambda walk: credentials_pb2.AddCredentialRequest(
+            organization_id=walk.organization, provider="openai", secret=SECRET, label=NAME, request_id=fresh()
         ),
     ),
-    "RemoveCredential": (
+    "RemoveCredential": Leaf(
         "credential.removed",
-        step(
-            "credentials",
-            "RemoveCredential",
-            lambda walk: credentials_pb2.RemoveCredentialRequest(
-                credential_id=walk.made["AddCredential"], request_id=fresh()
-            ),
+        "credentials",
+        lambda walk: credentials_pb2.RemoveCredentialRequest(
+            credential_id=walk.made["AddCredential"], request_id=fresh()
         ),
     ),
-    "CreatePolicy": (
+    "CreatePolicy": Leaf(
         "policy.created",
-        step(
-            "policies",
-            "CreatePolicy",
-            lambda walk: policies_pb2.CreatePolicyRequest(
-                target_id=walk.organization, name=NAME, max_tokens_per_request=7, request_id=fresh()
-            ),
+        "policies",
+        lambda walk: policies_pb2.CreatePolicyRequest(
+            target_id=walk.organization, name=NAME, max_tokens_per_request=7, request_id=fresh()
         ),
     ),
-    "RemovePolicy": (
+    "RemovePolicy": Leaf(
         "policy.removed",
-        step(
-            "policies",
-            "RemovePolicy",
-            lambda walk: policies_pb2.RemovePolicyRequest(policy_id=walk.made["CreatePolicy"], request_id=fresh()),
-        ),
+        "policies",
+        lambda walk: policies_pb2.RemovePolicyRequest(policy_id=walk.made["CreatePolicy"], request_id=fresh()),
     ),
 }
 # These leave a line too, made by the fixture, or work on nothing of an organization's.
@@ -202,7 +165,7 @@ OTHERS = {
 
 
 @asynccontextmanager
-async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
     tasks = [asyncio.ensure_future(loop()) for loop in loops]
     try:
         yield
@@ -271,7 +234,7 @@ async def test_every_mutation_leaves_one_line_that_says_who_did_what_and_no_secr
     person = walk.tenant.owner.person
     assert person
     with caller.acting(walk.tenant.owner):
-        done = [(action, await run(walk), person.id) for action, run in LEAVES.values()]
+        done = [(leaf.action, await leaf.done(walk, method), person.id) for method, leaf in LEAVES.items()]
     entries = await chain(ledger, walk.organization, before + len(done))
     assert len(entries) == before + len(done)
     assert sorted((entry["action"], entry["subject"], entry["actor"]) for entry in entries[before:]) == sorted(done)
@@ -300,7 +263,7 @@ async def test_a_replayed_or_refused_mutation_leaves_no_line(ledger: RunningLedg
 
 
 @asynccontextmanager
-async def sending(house: House, ledger: RunningLedger) -> AsyncIterator[tuple[Database, Any]]:
+async def sending(house: House, ledger: RunningLedger) -> AsyncGenerator[tuple[Database, grpc.aio.Channel]]:
     """Lend the vault's database and its channel to the ledger."""
     async with (
         db.connect(house.dsn("vault"), service="vault") as database,
@@ -351,12 +314,39 @@ async def test_a_delivery_that_was_never_heard_of_is_made_again_and_counts_once(
             # The facts arrive, and their sender dies before it can note that they did: its transaction is undone.
             payloads = await connection.fetch("SELECT payload FROM vault.audit_outbox ORDER BY id")
         facts = [pb.AuditFact.FromString(row["payload"]) for row in payloads]
-        await call(rpc.AuditServiceStub(channel).AppendAudit, pb.AppendAuditRequest(facts=facts))
+        await call(audit_pb2_grpc.AuditServiceStub(channel).AppendAudit, pb.AppendAuditRequest(facts=facts))
         await note(database, organization, "three")
         async with looping(run):
             entries = await chain(ledger, organization, 3)
             await _empty(database)
     assert [entry["subject"] for entry in entries] == ["one", "two", "three"]
+
+
+async def test_facts_outlive_a_vault_that_is_killed(house: House, ledger: RunningLedger, tmp_path: Path) -> None:
+    organization = ids.new(ids.Kind.ORGANIZATION)
+    environ = environment(house, keyring(tmp_path / "keyring.json")) | {"MANDATE_LEDGER_ADDRESS": ledger.address}
+    count = "SELECT count(*) FROM audit WHERE organization_id = $1"
+    noted: list[str] = []
+    over = asyncio.Event()
+    async with sending(house, ledger) as (database, channel):
+
+        async def noting() -> None:
+            while not over.is_set():
+                noted.append(str(len(noted)))
+                await note(database, organization, noted[-1])
+                await asyncio.sleep(0.002)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(noting())
+            for _ in range(3):
+                async with vault(environ) as process:
+                    delivered = await ledger.database.value(count, organization)
+                    await chain(ledger, organization, delivered + 50)
+                    process.kill()
+            over.set()
+        async with looping(audit.delivery(database, "vault", channel)):
+            entries = await chain(ledger, organization, len(noted))
+    assert [entry["subject"] for entry in entries] == noted
 
 
 async def test_facts_wait_for_a_ledger_that_is_away(house: House, ledger: RunningLedger) -> None:

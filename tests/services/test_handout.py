@@ -14,7 +14,12 @@ from mesh.testing import House
 from mesh.tls import Certificates
 from vault_svc import root
 
-OWN = {"identity": {"sealing.key", "database_url"}, "vault": {"vault.json", "database_url"}, "ledger": {"audit.json", "database_url"}, "edge": set[str]()}
+OWN = {
+    "identity": {"sealing.key", "database_url"},
+    "vault": {"vault.json", "database_url"},
+    "ledger": {"audit.json", "database_url"},
+    "edge": set[str](),
+}
 
 
 def init(house: House, into: Path, **environment: str) -> subprocess.CompletedProcess[str]:

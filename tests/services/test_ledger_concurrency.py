@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from time import monotonic
+from typing import Any
 
+import grpc
 import pytest
 
 from ledger_svc.holds import Granted, Placed, Refusal, Refused
+from mandate.ledger.v1 import charges_pb2 as pb
+from mandate.ledger.v1 import charges_pb2_grpc as rpc
+from mesh import ids
+from mesh.client import call
 from tests.conftest import RunningLedger
-from tests.services.ledger_running import FLAT_MICROS, TOKEN_MICROS, check_books, owner, replica, tenant
+from tests.services.ledger_processes import PATIENT_MS, Ledgers, charge
+from tests.services.ledger_running import FLAT_MICROS, TOKEN_MICROS, Tenant, check_books, owner, replica, tenant
+from tests.services.test_ledger_stream import hold
 
 
 async def test_thirty_two_spenders_over_two_replicas_spend_a_wallet_exactly(ledger: RunningLedger) -> None:
@@ -31,14 +41,93 @@ async def test_thirty_two_spenders_over_two_replicas_spend_a_wallet_exactly(ledg
         await check_books(connection, first.organization)
 
 
-async def test_of_a_thousand_holds_at_once_a_cap_admits_exactly_what_fits(ledger: RunningLedger) -> None:
-    spender = await tenant(ledger, 1_000 * 1_000_000)
-    budget = await spender.budget(5_000_000)
-    tenth = 100_000 // TOKEN_MICROS
-    placed = await asyncio.gather(*(spender.place(f"h{number}", tenth) for number in range(1_000)))
-    assert sum(isinstance(one, Granted) for one in placed) == 50
-    assert {one.refusal for one in placed if isinstance(one, Refused)} == {Refusal.IN_FLIGHT}
-    assert await spender.spent(budget) == (0, 5_000_000, False)
+TENTH = {
+    "routes": [pb.Route(provider="mock", model="mock-model")],
+    "output_tokens_wanted": 500,
+    "output_tokens_min": 500,
+}
+Outcome = pb.HoldAnswer | pb.PostChargeAnswer
+
+
+async def over_streams(channels: list[grpc.aio.Channel], agents: list[str]) -> list[Outcome]:
+    """Ask on all streams at once, a message for each hold."""
+
+    async def ask(channel: grpc.aio.Channel, own: list[tuple[int, str]]) -> list[Outcome]:
+        stream: Any = rpc.ChargeServiceStub(channel).Charge()
+        for number, agent in own:
+            place = hold(f"h{number}", agent, **TENTH)
+            await stream.write(pb.ChargeRequest(holder_id=ids.new(ids.Kind.HOLDER), holds=[place]))
+        heard: list[Outcome] = []
+        async with asyncio.timeout(30):
+            while len(heard) < len(own):
+                heard += (await stream.read()).holds
+        stream.cancel()
+        return heard
+
+    shares = [list(enumerate(agents))[place :: len(channels)] for place in range(len(channels))]
+    return sum(await asyncio.gather(*map(ask, channels, shares)), [])
+
+
+async def without_a_stream(channels: list[grpc.aio.Channel], agents: list[str]) -> list[Outcome]:
+    stubs: list[Any] = [rpc.ChargeServiceStub(channel) for channel in channels]
+    holder = ids.new(ids.Kind.HOLDER)
+
+    async def ask(number: int, agent: str) -> Outcome:
+        request = pb.PlaceHoldsRequest(holder_id=holder, holds=[hold(f"h{number}", agent, **TENTH)])
+        return (await call(stubs[number % len(stubs)].PlaceHolds, request, timeout_ms=PATIENT_MS)).holds[0]
+
+    return await asyncio.gather(*(ask(number, agent) for number, agent in enumerate(agents)))
+
+
+async def in_one_phase(channels: list[grpc.aio.Channel], agents: list[str]) -> list[Outcome]:
+    stubs: list[Any] = [rpc.ChargeServiceStub(channel) for channel in channels]
+
+    async def ask(number: int, agent: str) -> Outcome:
+        request = pb.PostChargesRequest(charges=[charge(f"h{number}", agent)])
+        return (await call(stubs[number % len(stubs)].PostCharges, request, timeout_ms=PATIENT_MS)).charges[0]
+
+    return await asyncio.gather(*(ask(number, agent) for number, agent in enumerate(agents)))
+
+
+async def beside(first: Tenant, level: int) -> str:
+    """Make another agent below the node at `level` of the first one's path, with nothing else above it in common."""
+    if level == 3:
+        return first.path[-1]
+    kinds = (ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
+    *above, agent = [*first.path[1 : level + 1], *(ids.new(kind) for kind in kinds[level:])]
+    return (await first.under(agent, *above)).path[-1]
+
+
+@pytest.mark.parametrize(
+    ("way", "level", "refusal"),
+    [
+        *((over_streams, level, pb.HOLD_REFUSAL_IN_FLIGHT) for level in range(4)),
+        *((without_a_stream, level, pb.HOLD_REFUSAL_IN_FLIGHT) for level in range(4)),
+        (in_one_phase, 0, pb.HOLD_REFUSAL_EXHAUSTED),
+        (in_one_phase, 3, pb.HOLD_REFUSAL_EXHAUSTED),
+    ],
+)
+async def test_of_a_thousand_tenths_at_once_a_cap_of_five_admits_exactly_fifty(
+    ledgers: Ledgers,
+    way: Callable[[list[grpc.aio.Channel], list[str]], Awaitable[list[Outcome]]],
+    level: int,
+    refusal: int,
+) -> None:
+    first = await tenant(ledgers.own, 1_000 * 1_000_000)
+    budget = await first.budget(5_000_000, target=first.path[level])
+    agents = [first.path[-1], *[await beside(first, level) for _ in range(3)]]
+    async with ledgers.channels(4) as channels:
+        answers = await way(channels, [agents[number % 4] for number in range(1_000)])
+    said = Counter(answer.WhichOneof("outcome") for answer in answers)
+    assert said["refused"] == 950
+    assert said["granted"] + said["posted"] == 50
+    assert {(one.refused.refusal, one.refused.account_id) for one in answers if one.HasField("refused")} == {
+        (refusal, budget)
+    }
+    settled, held, _ = await first.spent(budget)
+    assert settled + held == 5_000_000
+    async with owner(ledgers.own.house) as connection:
+        await check_books(connection, first.organization)
 
 
 async def test_the_same_key_at_two_replicas_is_one_hold(ledger: RunningLedger) -> None:

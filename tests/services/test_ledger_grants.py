@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ledger_svc.holds import Refused
+from ledger_svc.holds import Granted, Refused
 from ledger_svc.store import grants, wallets
 from mandate.ledger.v1 import grants_pb2 as pb
 from mandate.ledger.v1 import grants_pb2_grpc as rpc
@@ -86,8 +86,10 @@ class Desk:
         ]
 
     async def audited(self) -> list[tuple[str, dict[str, Any]]]:
-        lines = await wallets.audit(self.spender.ledger.database, self.spender.organization, 0, 1000)
-        found = [json.loads(line.partition(" ")[2]) for line in lines]
+        rows = await self.spender.ledger.database.rows(
+            "SELECT line FROM audit WHERE organization_id = $1 ORDER BY seq", self.spender.organization
+        )
+        found = [json.loads(row["line"]) for row in rows]
         return [(one["action"], one["detail"]) for one in found if one["action"].startswith("grant.")]
 
     async def told(self) -> list[str]:
@@ -308,16 +310,16 @@ async def test_what_a_hold_in_flight_counts_on_is_taken_only_as_it_frees(
 
 
 async def test_no_hold_is_placed_on_expired_credits(ledger: RunningLedger, issuer: TestIssuer) -> None:
-    async with desk(ledger, issuer) as at:
-        source = "SELECT prosrc LIKE '%expire_grants%' FROM pg_proc WHERE proname = 'place_holds'"
-        if not await ledger.database.value(source):
-            pytest.skip("place_holds does not call expire_grants yet")
-        until = soon()
+    until = soon()
+    async with desk(ledger, issuer, 5 * TOKEN_MICROS) as at:
         await at.give("g", 10 * TOKEN_MICROS, until)
         async with owner(ledger.house) as connection:
             await move_time(connection, at.spender.organization, until.isoformat())
-        assert isinstance(await at.spender.place("h", 1), Refused)
-        assert await at.spender.wallet() == (0, 0)
+        assert isinstance(await at.spender.place("h1", 6), Refused)
+        assert await at.spender.wallet() == (5 * TOKEN_MICROS, 0)
+        assert isinstance(await at.spender.place("h2", 5), Granted)
+        assert await at.figures() == [(0, 10 * TOKEN_MICROS, 0)]
+        await at.check()
 
 
 @pytest.mark.parametrize(

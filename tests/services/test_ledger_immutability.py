@@ -15,7 +15,7 @@ FACTS = (
 DERIVED = (
     "open_grants", "events", "jobs",
     "audit_subtrees",
-    "checkpoints", "open_holds", "leases",
+    "checkpoints", "open_holds", "leases", "thinnings",
     "report_cursors", "report_subjects", "usage_sums", "usage_shares",
 )  # fmt: skip
 ROLES = ("identity", "vault", "ledger", "gateway")

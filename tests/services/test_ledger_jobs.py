@@ -19,9 +19,10 @@ from mesh.client import call
 from mesh.clock import monotonic_ms
 from mesh.db import Database
 from mesh.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from mesh.telemetry import metrics
 from mesh.testing import TestIssuer
 from tests.conftest import RunningLedger
-from tests.services.jobs_running import MS, QUICK, a_kind, ends, running, state
+from tests.services.jobs_running import MS, QUICK, a_kind, becomes, ends, running, state
 
 Driver = Callable[[Database], UsageProcess]
 
@@ -186,6 +187,32 @@ async def test_only_the_operator_sees_jobs_and_names_one_that_is_there(
             await call(rpc.JobServiceStub(channel).ListDeadJobs, pb.ListDeadJobsRequest())
 
 
+async def test_a_claim_passes_over_what_another_process_is_claiming(ledger: RunningLedger) -> None:
+    kind, query = a_kind(), "SELECT key FROM claim_jobs($1, 1, 60000)"
+    for key in ("a", "b"):
+        await TableProcess(ledger.database).schedule(Job(kind, key, {}))
+    async with ledger.database.transaction() as tx, asyncio.timeout(5):
+        first = await tx.fetchval(query, [kind])
+        second = await jobs.claim(ledger.database, [kind], 10, 60_000 * MS)
+    assert {first, *(job.key for job in second)} == {"a", "b"}
+    assert len(second) == 1
+
+
+async def test_only_who_claimed_a_job_last_says_how_it_ended(ledger: RunningLedger) -> None:
+    job = Job(a_kind(), "k", {})
+    await TableProcess(ledger.database).schedule(job)
+    (slow,) = await jobs.claim(ledger.database, [job.kind], 1, timedelta())
+    (quick,) = await jobs.claim(ledger.database, [job.kind], 1, 60_000 * MS)
+    for answer in (
+        jobs.renew(ledger.database, slow, timedelta()),
+        jobs.again(ledger.database, slow, timedelta()),
+        jobs.bury(ledger.database, slow, "X"),
+        jobs.finish(ledger.database, slow),
+    ):
+        assert not await answer
+    assert await jobs.finish(ledger.database, quick)
+
+
 async def test_a_killed_process_loses_no_job(ledger: RunningLedger) -> None:
     process, job = TableProcess(ledger.database, QUICK), Job(a_kind(), "k", {})
     await process.schedule(job)
@@ -242,12 +269,17 @@ async def test_a_job_whose_lease_is_lost_is_stopped(ledger: RunningLedger) -> No
         finally:
             stopped.set()
 
+    async def counted() -> bool:
+        labels = {"kind": job.kind, "outcome": "lost"}
+        return metrics.REGISTRY.get_sample_value("mandate_jobs_total", labels) == 1
+
     await process.schedule(job)
     async with running(process, {job.kind: handler}), asyncio.timeout(5):
         await started.wait()
         taken = "UPDATE jobs SET claims = claims + 1, due_at = now() + interval '1 hour' WHERE kind = $1"
         await ledger.database.execute(taken, job.kind)
         await stopped.wait()
+        await becomes(counted)
     assert await state(ledger, job) == "waits"
 
 

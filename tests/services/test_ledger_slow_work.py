@@ -79,22 +79,22 @@ async def test_an_organizations_rule_decides_uncertain_holds(ledger: RunningLedg
         )
         await check_books(connection, spender.organization)
     assert actors == [f"rule:{rule}"]
-    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (0, 0)
+    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (0, False)
 
 
 async def test_without_a_rule_uncertain_holds_wait_for_somebody(ledger: RunningLedger) -> None:
     spender, key = await ruled(ledger, "list", timedelta())
     assert not key
-    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (0, 0)
+    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (0, False)
     assert (await spender.wallet())[0] == 6 * TOKEN_MICROS
 
 
 async def test_a_gateway_that_comes_back_within_the_grace_settles(ledger: RunningLedger) -> None:
     spender, key = await ruled(ledger, "release", timedelta(minutes=1))
     assert key
-    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta(minutes=1)) == (0, 2)
+    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta(minutes=1)) == (0, True)
     await spender.settle("b", 2)
-    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (1, 0)
+    assert await jobs.resolve_by_rule(ledger.database, spender.organization, timedelta()) == (1, False)
     assert await spender.wallet() == (8 * TOKEN_MICROS, 0)
 
 

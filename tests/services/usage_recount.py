@@ -59,43 +59,49 @@ class Used:
         )
 
 
+def seeded(seed: str | int) -> random.Random:
+    """Return chance that is the same in every run."""
+    return random.Random(seed)  # noqa: S311
+
+
 def made_up(
     rng: random.Random, paths: Sequence[tuple[str, ...]], times: Iterable[datetime], seq: int = 0
 ) -> list[Used]:
     """Make usage at these times up, numbered from `seq` + 1 on."""
-    rows: list[Used] = []
-    for number, at in enumerate(sorted(times), seq + 1):
-        path, outcome = rng.choice(paths), rng.choice(OUTCOMES)
-        tokens = [rng.randrange(1000) for _ in range(5)]
-        user = rng.choice(("", "ann", "bob", "eve"))
-        rows.append(
-            Used(
-                path[0],
-                number,
-                f"r{number}",
-                path,
-                path[-1],
-                rng.choice(KEYS),
-                user,
-                rng.choice(("mock", "other")),
-                rng.choice(("m1", "m2")),
-                "p",
-                *tokens,
-                rng.randrange(10**6),
-                10**6,
-                rng.choice((0, 0, 7)),
-                rng.random() < 0.2,
-                outcome,
-                STATUSES[outcome],
-                rng.randrange(20_000),
-                rng.randrange(9),
-                rng.choice((0, 150, 900)),
-                True,
-                at,
-                at,
-            )  # fmt: skip
-        )
-    return rows
+    return [_row(rng, rng.choice(paths), at, number) for number, at in enumerate(sorted(times), seq + 1)]
+
+
+def _row(rng: random.Random, path: tuple[str, ...], at: datetime, seq: int) -> Used:
+    outcome = rng.choice(OUTCOMES)
+    return Used(
+        organization_id=path[0],
+        seq=seq,
+        request_id=f"r{seq}",
+        path=path,
+        agent_id=path[-1],
+        api_key_id=rng.choice(KEYS),
+        end_user=rng.choice(("", "ann", "bob", "eve")),
+        provider=rng.choice(("mock", "other")),
+        model=rng.choice(("m1", "m2")),
+        price_id="p",
+        input_tokens=rng.randrange(1000),
+        cached_input_tokens=rng.randrange(1000),
+        cache_write_tokens=rng.randrange(1000),
+        output_tokens=rng.randrange(1000),
+        reasoning_tokens=rng.randrange(1000),
+        charged_micros=rng.randrange(10**6),
+        ceiling_micros=10**6,
+        breach_micros=rng.choice((0, 0, 7)),
+        estimated=rng.random() < 0.2,
+        outcome=outcome,
+        http_status=STATUSES[outcome],
+        latency_ms=rng.randrange(20_000),
+        overhead_ms=rng.randrange(9),
+        first_token_ms=rng.choice((0, 150, 900)),
+        streamed=True,
+        held_at=at,
+        used_at=at,
+    )
 
 
 def moments(rng: random.Random, start: datetime, end: datetime, count: int) -> list[datetime]:
