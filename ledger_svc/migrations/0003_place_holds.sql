@@ -206,6 +206,7 @@ DECLARE
   v_lims text[];                                                               -- one for each agent: indexes of its accounts
   a_id bigint[]; a_settled bigint[]; a_held bigint[]; a_floor bigint[];        -- one for each account
   a_budget text[]; a_target text[]; a_disabled boolean[]; a_auto boolean[]; a_changed boolean[];
+  a_charged bigint[];                                                          -- by charges of one phase in this batch
   v_wallet int; v_lim int[]; v_full bigint; v_least bigint; v_free bigint; v_headroom bigint; v_worst int; v_spent int; v_stopped int;
   v_unheld bigint; i int; j int;
   w_new boolean[]; w_disable text[] := '{}';
@@ -256,7 +257,7 @@ BEGIN
      GROUP BY o
      UNION ALL SELECT o, '' FROM unnest(p_sets) WITH ORDINALITY s(id, o) WHERE id IS NULL) q;
 
-  w_new := array_fill(false, ARRAY[n]);
+  w_new := array_fill(false, ARRAY[n]); a_charged := array_fill(0::bigint, ARRAY[coalesce(cardinality(a_id), 0)]);
   FOR i IN 1..n LOOP
     IF replayed[i] THEN
       IF field[i] <> '' THEN status[i] := 7; END IF;
@@ -272,7 +273,7 @@ BEGIN
       IF a_disabled[j] THEN v_stopped := j; END IF;
       v_free := a_settled[j] - a_held[j] - a_floor[j];
       IF v_headroom IS NULL OR v_free < v_headroom THEN v_headroom := v_free; v_worst := j; END IF;
-      v_free := a_settled[j] - a_floor[j];
+      v_free := a_settled[j] - a_charged[j] - a_floor[j];
       IF v_unheld IS NULL OR v_free < v_unheld THEN v_unheld := v_free; v_spent := j; END IF;
     END LOOP;
     output_tokens[i] := 0; ceiling[i] := 0;
@@ -293,6 +294,12 @@ BEGIN
     END IF;
     IF status[i] = 1 THEN
       FOREACH j IN ARRAY v_lim LOOP a_held[j] := a_held[j] + ceiling[i]; a_changed[j] := true; END LOOP;
+      IF p_holders[p_holder_of[i]] = '' THEN  -- charged in this very commit: what it takes is spent, and no longer in flight
+        FOREACH j IN ARRAY v_lim LOOP
+          a_charged[j] := a_charged[j] + ceiling[i];
+          a_disabled[j] := a_disabled[j] OR (a_auto[j] AND a_settled[j] - a_charged[j] <= a_floor[j]);
+        END LOOP;
+      END IF;
     ELSE
       blocker[i] := CASE WHEN a_budget[v_worst] = '' THEN 'wallet' ELSE a_budget[v_worst] END;
       target[i] := a_target[v_worst];

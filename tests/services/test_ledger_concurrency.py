@@ -65,7 +65,7 @@ async def over_streams(channels: list[grpc.aio.Channel], agents: list[str]) -> l
         return heard
 
     shares = [list(enumerate(agents))[place :: len(channels)] for place in range(len(channels))]
-    return sum(await asyncio.gather(*map(ask, channels, shares)), [])
+    return [answer for heard in await asyncio.gather(*map(ask, channels, shares)) for answer in heard]
 
 
 async def without_a_stream(channels: list[grpc.aio.Channel], agents: list[str]) -> list[Outcome]:
