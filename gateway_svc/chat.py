@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ CHOICES_MAX = 16
 MODEL_CHARACTERS_MAX = 200
 MESSAGES_MAX = 10_000
 TOKENS_MAX = 10**8
+END_USER_CHARACTERS_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class ChatRequest:
     usage_wanted: bool
     max_tokens: int | None  # the client's own limit for each choice, under either name
     choices: int
+    end_user: str  # on whose behalf, for reports; '' when it does not say
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -49,6 +52,7 @@ def parse(body: bytes) -> ChatRequest:
         usage_wanted=_usage_wanted(document.get("stream_options")),
         max_tokens=_max_tokens(document),
         choices=_whole(document, "n", CHOICES_MAX) or 1,
+        end_user=_end_user(document),
     )
 
 
@@ -97,6 +101,22 @@ def _usage_wanted(options: Json) -> bool:
     if not isinstance(options, dict):
         raise invalid("stream_options", "must be an object")
     return options.get("include_usage") is True
+
+
+def _end_user(document: JsonObject) -> str:
+    """Return who is named, the newer field first; a name that is too long, or has a NUL, by its SHA-256."""
+    given = [_name(document, field) for field in ("safety_identifier", "user")]
+    name = given[0] or given[1]
+    if len(name) > END_USER_CHARACTERS_MAX or "\x00" in name:
+        return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    return name
+
+
+def _name(document: JsonObject, field: str) -> str:
+    value = document.get(field)
+    if value is not None and not isinstance(value, str):
+        raise invalid(field, "must be a text")
+    return value or ""
 
 
 def _max_tokens(document: JsonObject) -> int | None:

@@ -200,4 +200,5 @@ def _place(admitted: Admitted, agent: Agent) -> Place:
         output_tokens_wanted=admitted.bound.output_tokens_wanted,
         output_tokens_min=admitted.bound.output_tokens_min,
         choices=admitted.bound.choices,
+        end_user=admitted.chat.end_user,
     )

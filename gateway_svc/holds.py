@@ -26,6 +26,7 @@ class Place:
     output_tokens_wanted: int
     output_tokens_min: int
     choices: int
+    end_user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ def place_message(place: Place) -> charges_pb2.PlaceHold:
         choices=place.choices,
         wait_ms_max=WAIT_MS_MAX,
         api_key_id=place.api_key_id,
+        end_user=place.end_user,
         traceparent=traces.traceparent() or "",
     )
 

@@ -21,6 +21,7 @@ from graphql import (
 
 from graphql_edge import guards
 from graphql_edge.guards import Refused, Weights
+from graphql_edge.schema.fields import CALL_POINTS_KEY
 
 BYTES_MAX = 16_384
 TOKENS_MAX = 1_000
@@ -102,16 +103,16 @@ class Documents:
 
 def weights_of(schema: GraphQLSchema) -> Weights:
     """Read from a schema which fields call services and how long its lists are unless a query says so."""
-    calls: set[str] = set()
+    calls: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for kind in schema.type_map.values():
         if isinstance(kind, GraphQLObjectType) and not kind.name.startswith("__"):
             for name, described in kind.fields.items():
-                if _has_resolver(described):
-                    calls.add(name)
+                if points := _call_points(described):
+                    calls[name] = max(points, calls.get(name, 0))
                 if "first" in described.args:
                     sizes[name] = int(described.args["first"].default_value)
-    return Weights(frozenset(calls), sizes)
+    return Weights(calls, sizes)
 
 
 def is_public(operation: OperationDefinitionNode) -> bool:
@@ -122,6 +123,8 @@ def is_public(operation: OperationDefinitionNode) -> bool:
     )
 
 
-def _has_resolver(described: GraphQLField) -> bool:
+def _call_points(described: GraphQLField) -> int:
     definition = (described.extensions or {}).get("strawberry-definition")
-    return definition is not None and not definition.is_basic_field
+    if definition is None or definition.is_basic_field:
+        return 0
+    return definition.metadata.get(CALL_POINTS_KEY, guards.CALL_POINTS)

@@ -48,9 +48,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the schema's fields cost: names of those that call services, and the default size of each list."""
+    """What the schema's fields cost: the points of those that call services, and the default size of each list."""
 
-    calls: frozenset[str]
+    calls: Mapping[str, int]
     sizes: Mapping[str, int]
 
 
@@ -127,7 +127,7 @@ def _depth_max(definition: OperationDefinitionNode | FragmentDefinitionNode) -> 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """How the points of one operation are reckoned: rows that it may return, and 10 for each call to a service."""
+    """How the points of one operation are reckoned: rows that it may return, and 10 or more for each call."""
 
     fragments: Mapping[str, FragmentDefinitionNode]
     weights: Weights
@@ -139,7 +139,7 @@ class Cost:
         for fields in _collected(sets, self.fragments, lambda _node: None).values():
             name = fields[0].name.value
             below = self.points([node.selection_set for node in fields if node.selection_set is not None])
-            total += CALL_POINTS if name in self.weights.calls else 0
+            total += self.weights.calls.get(name, 0)
             total += max(self._rows(node) for node in fields) * (below + 1) if below or fields[0].selection_set else 0
         return total
 

@@ -24,6 +24,8 @@ from mandate.ledger.v1 import (
     reports_pb2_grpc,
     rules_pb2,
     rules_pb2_grpc,
+    statements_pb2,
+    statements_pb2_grpc,
     wallets_pb2,
     wallets_pb2_grpc,
 )
@@ -46,6 +48,7 @@ CONTRACTS: Mapping[str, tuple[FileDescriptor, ...]] = {
         prices_pb2.DESCRIPTOR,
         reports_pb2.DESCRIPTOR,
         rules_pb2.DESCRIPTOR,
+        statements_pb2.DESCRIPTOR,
     ),
     "gateway": (policies_pb2.DESCRIPTOR,),
 }
@@ -68,6 +71,7 @@ class Stubs:
     prices: prices_pb2_grpc.PriceServiceAsyncStub
     reports: reports_pb2_grpc.ReportServiceAsyncStub
     rules: rules_pb2_grpc.RulesServiceAsyncStub
+    statements: statements_pb2_grpc.StatementServiceAsyncStub
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
 
     @classmethod
@@ -87,6 +91,7 @@ class Stubs:
             prices=prices_pb2_grpc.PriceServiceStub(ledger),
             reports=reports_pb2_grpc.ReportServiceStub(ledger),
             rules=rules_pb2_grpc.RulesServiceStub(ledger),
+            statements=statements_pb2_grpc.StatementServiceStub(ledger),
             policies=policies_pb2_grpc.PolicyServiceStub(gateway),
         )
 

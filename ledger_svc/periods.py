@@ -184,10 +184,7 @@ def _next(begun: datetime, interval: Interval) -> datetime:
 
 
 def local_hours(start: datetime, end: datetime, zone: tzinfo) -> tuple[list[Piece], list[timedelta]]:
-    """Cut a period into slots that lie in one hour of the zone's clocks each; with the offset of each bucket."""
+    """Cut a period where the zone changes its distance from UTC; with that distance for each bucket."""
     parts = segments(start, end, zone)
-    cut: list[Piece] = []
-    for bucket, part in enumerate(parts):
-        grains = (15,) if part.offset % HOUR else (60, 15)
-        cut += [replace(piece, bucket=bucket) for piece in pieces((part.start, part.end), grains)]
+    cut = [Piece(bucket, GRAINS[-1], part.start, part.end) for bucket, part in enumerate(parts)]
     return cut, [part.offset for part in parts]

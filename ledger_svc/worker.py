@@ -8,7 +8,8 @@ from datetime import timedelta
 
 from ledger_svc.price_book import PriceBook
 from ledger_svc.processing import Handler, Job, UsageProcess
-from ledger_svc.store import charges, events, grants, jobs
+from ledger_svc.store import charges, events, grants, jobs, statements
+from mesh.clock import SystemClock
 from mesh.db import Database
 from mesh.errors import MeshError
 from mesh.telemetry import logs, metrics
@@ -19,6 +20,8 @@ BATCHES_MAX = 20  # of one organization in a sweep: the others wait for it
 RULE_GRACE = timedelta(seconds=60)  # in which a gateway that comes back may still settle what became uncertain
 COVERED_PAUSE = timedelta(seconds=1)  # until expired credits that holds in flight counted on are looked at again
 PRUNE_PAUSE = timedelta(hours=1)
+THIN_AFTER = timedelta(hours=1)  # younger checkpoints are all kept
+ORGANIZATIONS_AT_ONCE = 100
 
 log = logs.get(__name__)
 
@@ -69,7 +72,7 @@ async def refresh_prices(prices: PriceBook) -> None:
 
 async def process(db: Database, driver: UsageProcess) -> None:
     """Schedule what is done again and again, then do what becomes due, for ever."""
-    for kind in ("events.prune", "jobs.prune", "leases.prune"):
+    for kind in ("checkpoints.thin", "events.prune", "jobs.prune", "leases.prune"):
         await driver.schedule(Job(kind, "all", {}))
     await driver.run(handlers(db))
 
@@ -86,7 +89,17 @@ def handlers(db: Database, rule_grace: timedelta = RULE_GRACE) -> Mapping[str, H
             return None
         return timedelta() if decided == jobs.RESOLVED_MAX else rule_grace
 
+    async def thin_checkpoints(_: Job) -> timedelta:
+        before, after = SystemClock().now() - THIN_AFTER, ""
+        while found := await statements.organizations_after(db, after, ORGANIZATIONS_AT_ONCE):
+            for organization_id in found:
+                while await statements.thin(db, organization_id, before):
+                    pass
+            after = found[-1]
+        return PRUNE_PAUSE
+
     return {
+        "checkpoints.thin": thin_checkpoints,
         "grants.expire": expire_grants,
         "holds.resolve": resolve_holds,
         "events.prune": _pruning(db, events.prune, events.PRUNED_MAX),

@@ -9,7 +9,7 @@ import strawberry
 from graphql_edge.operation import Operation
 from graphql_edge.schema.errors import invalid
 from graphql_edge.schema.pages import Connection, connection, size_of
-from graphql_edge.schema.scalars import Int64, time_of
+from graphql_edge.schema.scalars import Int64, stamp_of, time_of
 from mandate.ledger.v1 import audit_pb2 as pb
 
 LINES_DEFAULT, LINES_MAX = 500, 1_000
@@ -99,9 +99,10 @@ async def entries(
         page_size=size_of(first),
         page_token=after or "",
     )
-    for stamp, moment in ((request.start_time, where.start_time), (request.end_time, where.end_time)):
-        if moment is not None:
-            stamp.FromDatetime(moment)
+    if where.start_time is not None:
+        request.start_time.CopyFrom(stamp_of("startTime", where.start_time))
+    if where.end_time is not None:
+        request.end_time.CopyFrom(stamp_of("endTime", where.end_time))
     answer = await operation.call(operation.stubs.audit.ListAudit, request)
     return connection(entry_of, answer.entries, answer.next_page_token)
 

@@ -18,6 +18,8 @@ from mesh.errors import Code, MeshError
 Info = strawberry.Info[Operation, None]
 Resolver = Callable[..., Any]
 
+CALL_POINTS_KEY = "call_points"  # in a field's metadata: what its calls cost, where that is not the usual
+
 
 @strawberry.input
 class Keyed:
@@ -58,6 +60,17 @@ class Refusable(FieldExtension):
 def field(resolver: Resolver) -> Any:
     """Declare a field that is resolved by calls to services."""
     return strawberry.field(resolver=resolver, description=inspect.getdoc(resolver))
+
+
+def costly(points: int) -> Callable[[Resolver], Any]:
+    """Declare a field whose calls cost more than is usual."""
+
+    def declare(resolver: Resolver) -> Any:
+        return strawberry.field(
+            resolver=resolver, description=inspect.getdoc(resolver), metadata={CALL_POINTS_KEY: points}
+        )
+
+    return declare
 
 
 def mutation(resolver: Resolver) -> Any:

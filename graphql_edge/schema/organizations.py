@@ -7,12 +7,12 @@ from datetime import datetime
 
 import strawberry
 
-from graphql_edge.schema import audit, records
+from graphql_edge.schema import audit, records, statements
 from graphql_edge.schema.budgets import Budget, budgets
 from graphql_edge.schema.credentials import ProviderCredential, provider_credentials
 from graphql_edge.schema.directory import AgentGroup, AgentSummary, Workspace, agent_group_of, workspace_of
 from graphql_edge.schema.errors import Payload
-from graphql_edge.schema.fields import Info, Keyed, KeyRequired, field, key_of, mutation
+from graphql_edge.schema.fields import Info, Keyed, KeyRequired, costly, field, key_of, mutation
 from graphql_edge.schema.grants import CreditGrant, credit_grants
 from graphql_edge.schema.keys import ApiKey, api_keys
 from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size_of
@@ -116,6 +116,32 @@ class Organization:
     ) -> Connection[records.Entry] | None:
         """Page through the lines that transfers make on accounts, newest first; a transfer's lines stay together."""
         return await records.entries(info.context, self.id, first, after)
+
+    @field
+    async def balance(
+        self, info: Info, account: str, time: datetime | None = None, seq: Int64 | None = None
+    ) -> statements.Balance | None:
+        """Return what a wallet, budget or other account had settled as of a `time` or transfer; now when neither."""
+        return await statements.balance(info.context, self.id, account, time, seq)
+
+    @field
+    async def statement(
+        self,
+        info: Info,
+        account: str,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        first: int = SIZE_DEFAULT,
+        after: str | None = None,
+    ) -> statements.Statement | None:
+        """Page through an account's lines, oldest first; a page may be short although the list goes on."""
+        period = statements.Period(start_time, end_time)
+        return await statements.statement(info.context, self.id, account, period, first, after)
+
+    @costly(statements.CHECK_POINTS)
+    async def books_check(self, info: Info) -> statements.BooksCheck | None:
+        """Recompute every balance, sum and hash; costs 3,000 points, so that a document can ask for one only."""
+        return await statements.books_check(info.context, self.id)
 
     @field
     async def usage(

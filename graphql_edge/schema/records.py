@@ -37,6 +37,7 @@ class Usage:
     agent_group_id: strawberry.ID
     agent_id: strawberry.ID
     api_key_id: strawberry.ID
+    end_user: str
     provider: str
     model: str
     price_id: str
@@ -98,6 +99,7 @@ def usage_of(message: pb.Usage) -> Usage:
         agent_group_id=strawberry.ID(message.agent_group_id),
         agent_id=strawberry.ID(message.agent_id),
         api_key_id=strawberry.ID(message.api_key_id),
+        end_user=message.end_user,
         provider=message.provider,
         model=message.model,
         price_id=message.price_id,

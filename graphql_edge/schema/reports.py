@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 
 import strawberry
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from graphql_edge.schema.errors import invalid
 from graphql_edge.schema.fields import Info, field
 from graphql_edge.schema.pages import size_of
-from graphql_edge.schema.scalars import Int64, Micros, optional_time, time_of
+from graphql_edge.schema.scalars import Int64, Micros, optional_time, stamp_of, time_of
 from mandate.ledger.v1 import reports_pb2 as pb
 
 STEPS_DEFAULT, STEPS_MAX = 100, 1_000
@@ -169,8 +168,8 @@ class UsageReports:
         request = pb.GetUsageSummaryRequest(
             organization_id=self.organization_id,
             node_id=self.node_id,
-            from_time=_stamp("fromTime", from_time),
-            to_time=_stamp("toTime", to_time),
+            from_time=stamp_of("fromTime", from_time),
+            to_time=stamp_of("toTime", to_time),
         )
         return summary_of(await info.context.call(info.context.stubs.reports.GetUsageSummary, request))
 
@@ -200,8 +199,8 @@ class UsageReports:
         request = pb.GetTopUsageRequest(
             organization_id=self.organization_id,
             node_id=self.node_id,
-            from_time=_stamp("fromTime", from_time),
-            to_time=_stamp("toTime", to_time),
+            from_time=stamp_of("fromTime", from_time),
+            to_time=stamp_of("toTime", to_time),
             kind=pb.UsageShareKind.ValueType(kind.value),
             measure=pb.UsageMeasure.ValueType(measure.value),
             size=size_of(first),
@@ -225,8 +224,8 @@ class UsageReports:
         request = pb.GetTokenTrendRequest(
             organization_id=self.organization_id,
             node_id=self.node_id,
-            from_time=_stamp("fromTime", from_time),
-            to_time=_stamp("toTime", to_time),
+            from_time=stamp_of("fromTime", from_time),
+            to_time=stamp_of("toTime", to_time),
             interval=pb.Interval.ValueType(interval.value),
         )
         _check_first(first)
@@ -242,8 +241,8 @@ class UsageReports:
         request = pb.GetServiceTrendRequest(
             organization_id=self.organization_id,
             node_id=self.node_id,
-            from_time=_stamp("fromTime", from_time),
-            to_time=_stamp("toTime", to_time),
+            from_time=stamp_of("fromTime", from_time),
+            to_time=stamp_of("toTime", to_time),
             interval=pb.Interval.ValueType(interval.value),
         )
         _check_first(first)
@@ -265,8 +264,8 @@ class UsageReports:
         request = pb.GetActivityRequest(
             organization_id=self.organization_id,
             node_id=self.node_id,
-            from_time=_stamp("fromTime", from_time),
-            to_time=_stamp("toTime", to_time),
+            from_time=stamp_of("fromTime", from_time),
+            to_time=stamp_of("toTime", to_time),
         )
         answer = await info.context.call(info.context.stubs.reports.GetActivity, request)
         return [
@@ -346,15 +345,6 @@ def latencies_of(message: pb.Latencies) -> Latencies:
         overhead_mean_ms=Int64(message.overhead_mean_ms),
         first_token_mean_ms=Int64(message.first_token_mean_ms),
     )
-
-
-def _stamp(field: str, time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    try:
-        stamp.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
-    except (OverflowError, ValueError):
-        raise invalid(field, "must be a time of the years 1 to 9999, in UTC too") from None
-    return stamp
 
 
 def _check_first(first: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NewType
+from typing import NewType
 
 import strawberry
+from google.protobuf.timestamp_pb2 import Timestamp
 from graphql import GraphQLError
 
-if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
+from graphql_edge.schema.errors import invalid
 
 Micros = NewType("Micros", int)
 Int64 = NewType("Int64", int)
@@ -47,3 +47,13 @@ def time_of(stamp: Timestamp) -> datetime:
 def optional_time(stamp: Timestamp) -> datetime | None:
     """Return a time, None where the field is absent."""
     return time_of(stamp) if stamp.seconds or stamp.nanos else None
+
+
+def stamp_of(field: str, time: datetime) -> Timestamp:
+    """Pack a time, UTC where it names no zone; INVALID_FIELD outside the years 1 to 9999."""
+    stamp = Timestamp()
+    try:
+        stamp.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
+    except (OverflowError, ValueError):
+        raise invalid(field, "must be a time of the years 1 to 9999, in UTC too") from None
+    return stamp

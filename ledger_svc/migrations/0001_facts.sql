@@ -162,8 +162,10 @@ CREATE TABLE transfers (
   CHECK (debit <> credit),
   CHECK ((direction = 0) = (limit_set = 0))
 );
--- A charge is made with its row in `usage`, whose key is as unique: one index less on the hot path.
-CREATE UNIQUE INDEX transfers_key ON transfers (organization_id, key, phase) WHERE phase <> 'charge';
+-- A charge is made with its row in `usage`, whose key is as unique: one index less on the hot path. The key comes first,
+-- and look-ups by it hide the organization (`organization_id || ''`): a plan that was made while the table was small would
+-- otherwise as soon walk through all the organization's rows by the primary key.
+CREATE UNIQUE INDEX transfers_key ON transfers (key, organization_id, phase) WHERE phase <> 'charge';
 
 -- One row a completion, in the commit of its charge.
 CREATE TABLE usage (
@@ -195,7 +197,7 @@ CREATE TABLE usage (
   held_at             timestamptz NOT NULL,   -- whose windows it counts in
   used_at             timestamptz NOT NULL,
   PRIMARY KEY (organization_id, seq),
-  UNIQUE (organization_id, request_id)
+  UNIQUE (request_id, organization_id)   -- looked up as transfers_key is
 );
 
 -- One hash chain an organization: hash = SHA-256(the hash before it, then the line's UTF-8 bytes).

@@ -36,6 +36,22 @@ CREATE FUNCTION window_end(p_period text, p_at timestamptz, p_zone text) RETURNS
   END
 $$;
 
+-- The window of a period that a moment is in. A new time zone counts from the end of the window that runs when it is set,
+-- so that windows never overlap and nothing is counted twice; the first window after may be short.
+CREATE FUNCTION window_of(p_org text, p_period text, p_at timestamptz, OUT starts timestamptz, OUT ends timestamptz) LANGUAGE plpgsql STABLE AS $$
+DECLARE v_zone text := 'UTC'; v_since timestamptz := '-infinity'; v_from timestamptz; r record;
+BEGIN
+  FOR r IN SELECT time_zone, recorded_at FROM rules WHERE organization_id = p_org ORDER BY version LOOP
+    IF r.time_zone <> v_zone THEN
+      v_from := CASE WHEN r.recorded_at <= v_since THEN v_since ELSE window_end(p_period, r.recorded_at, v_zone) END;
+      EXIT WHEN v_from > p_at;
+      v_zone := r.time_zone; v_since := v_from;
+    END IF;
+  END LOOP;
+  starts := greatest(window_start(p_period, p_at, v_zone), v_since);
+  ends := window_end(p_period, p_at, v_zone);
+END $$;
+
 -- Return an organization's own account of a kind, made when it is missing.
 CREATE FUNCTION account_of(p_org text, p_kind text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE v_id bigint;

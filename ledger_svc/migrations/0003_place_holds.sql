@@ -53,7 +53,7 @@ BEGIN
 END $$;
 
 -- Open a budget's account for the window of now. Holds open the windows of every budget above them, so a window that is
--- opened after its start has seen nothing: unless the budget is new, or the organization's time zone has changed since.
+-- opened after its start has seen nothing, unless the budget is new.
 CREATE FUNCTION open_window(
   p_org text, p_budget text, p_target text, p_start timestamptz, p_at timestamptz, p_fresh boolean, p_counted bigint, p_known bigint
 ) RETURNS bigint LANGUAGE plpgsql AS $$
@@ -80,23 +80,21 @@ END $$;
 
 -- The set of accounts above an agent as of now, made when the last one is out of date; NULL when its path is not at
 -- `p_version`.
-CREATE FUNCTION agent_limits(p_org text, p_agent text, p_version bigint, p_budgets int, p_rules int, p_zone text, p_at timestamptz)
+CREATE FUNCTION agent_limits(p_org text, p_agent text, p_version bigint, p_budgets int, p_rules int, p_at timestamptz)
 RETURNS bigint LANGUAGE plpgsql AS $$
-DECLARE v_id bigint; v_path text[]; v_known bigint; v_accounts bigint[]; v_account bigint; v_start timestamptz; v_until timestamptz := 'infinity';
-        v_changed timestamptz; g budgets;
+DECLARE v_id bigint; v_path text[]; v_known bigint; v_accounts bigint[]; v_account bigint; v_until timestamptz := 'infinity'; g budgets; w record;
 BEGIN
   SELECT path, path_version INTO v_path, v_known FROM nodes
     WHERE id = p_agent AND organization_id = p_org ORDER BY path_version DESC LIMIT 1;
   IF v_known IS DISTINCT FROM p_version THEN RETURN NULL; END IF;
-  SELECT recorded_at INTO v_changed FROM rules WHERE organization_id = p_org ORDER BY version DESC LIMIT 1;
   v_accounts := ARRAY[account_of(p_org, 'wallet')];
   FOR g IN SELECT * FROM budgets b WHERE b.organization_id = p_org AND b.target_id = ANY (v_path) ORDER BY b.id LOOP
-    v_start := window_start(g.period, p_at, p_zone);
-    v_until := least(v_until, window_end(g.period, p_at, p_zone));
+    SELECT * INTO w FROM window_of(p_org, g.period, p_at);
+    v_until := least(v_until, w.ends);
     SELECT id INTO v_account FROM accounts
-      WHERE organization_id = p_org AND kind = 'budget' AND budget_id = g.id AND window_start = v_start;
+      WHERE organization_id = p_org AND kind = 'budget' AND budget_id = g.id AND window_start = w.starts;
     IF v_account IS NULL THEN
-      v_account := open_window(p_org, g.id, g.target_id, v_start, p_at, coalesce(v_changed >= v_start, false), 0, 0);
+      v_account := open_window(p_org, g.id, g.target_id, w.starts, p_at, false, 0, 0);
     END IF;
     v_accounts := v_accounts || v_account;
   END LOOP;
@@ -108,14 +106,14 @@ END $$;
 -- Each agent's accounts: its newest set, if that is still of now; NULL for a stale path.
 CREATE FUNCTION sets_of(p_org text, p_agents text[], p_versions bigint[], p_at timestamptz) RETURNS bigint[] LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
-DECLARE v_zone text := time_zone_of(p_org); v_budgets int; v_rules int; v_sets bigint[];
+DECLARE v_budgets int; v_rules int; v_sets bigint[];
 BEGIN
   SELECT coalesce((SELECT b.ordinal FROM budgets b WHERE b.organization_id = p_org ORDER BY b.ordinal DESC LIMIT 1), 0),
          coalesce((SELECT r.version FROM rules r WHERE r.organization_id = p_org ORDER BY r.version DESC LIMIT 1), 0)
     INTO v_budgets, v_rules;
   SELECT array_agg(CASE WHEN s.path_version = t.version AND k.path_version = t.version AND s.budgets = v_budgets AND s.rules = v_rules
                          AND s.until > p_at THEN s.id
-                        ELSE agent_limits(p_org, t.agent, t.version, v_budgets, v_rules, v_zone, p_at) END ORDER BY t.o)
+                        ELSE agent_limits(p_org, t.agent, t.version, v_budgets, v_rules, p_at) END ORDER BY t.o)
     INTO v_sets
     FROM unnest(p_agents, p_versions) WITH ORDINALITY t(agent, version, o)
     LEFT JOIN LATERAL (SELECT * FROM limit_sets x WHERE x.organization_id = p_org AND x.agent_id = t.agent ORDER BY x.id DESC LIMIT 1) s ON true
@@ -223,11 +221,12 @@ BEGIN
                         WHEN h.output_wanted <> t.wanted THEN 'output_tokens_wanted'
                         WHEN h.output_min <> t.least THEN 'output_tokens_min'
                         WHEN h.choices <> t.choices THEN 'choices'
-                        WHEN h.end_user <> t.end_user THEN 'end_user' ELSE '' END ORDER BY o)
+                        WHEN h.end_user <> t.end_user THEN 'end_user'
+                        WHEN h.api_key_id <> t.api_key THEN 'api_key_id' ELSE '' END ORDER BY o)
     INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
-    FROM (SELECT o, request, p_agents[a] AS agent, routes, input, wanted, least, choices, end_user
-            FROM unnest(p_request, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_end_user)
-                 WITH ORDINALITY x(request, a, routes, input, wanted, least, choices, end_user, o)) t
+    FROM (SELECT o, request, p_agents[a] AS agent, routes, input, wanted, least, choices, end_user, api_key
+            FROM unnest(p_request, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_end_user, p_api_key)
+                 WITH ORDINALITY x(request, a, routes, input, wanted, least, choices, end_user, api_key, o)) t
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true;
   SELECT array_agg(l.holder_id IS NULL ORDER BY o) INTO v_lapsed
     FROM unnest(p_holders) WITH ORDINALITY t(id, o)

@@ -169,15 +169,23 @@ BEGIN
                         WHEN u.cache_write_tokens <> t.cache_write THEN 'usage.cache_write_tokens'
                         WHEN u.output_tokens <> t.output THEN 'usage.output_tokens'
                         WHEN u.reasoning_tokens <> t.reasoning THEN 'usage.reasoning_tokens'
-                        WHEN u.outcome <> t.outcome THEN 'outcome' ELSE '' END ORDER BY o)
+                        WHEN u.outcome <> t.outcome THEN 'outcome'
+                        WHEN u.estimated <> t.estimated THEN 'estimated'
+                        WHEN u.http_status <> t.http_status THEN 'http_status'
+                        WHEN u.latency_ms <> t.latency THEN 'latency_ms'
+                        WHEN u.overhead_ms <> t.overhead THEN 'overhead_ms'
+                        WHEN u.first_token_ms <> t.first_token THEN 'first_token_ms'
+                        WHEN u.streamed <> t.streamed THEN 'streamed' ELSE '' END ORDER BY o)
     INTO status, charged, breach, replayed, h_ceiling, h_late, h_set, h_limits, field
-    FROM unnest(p_request, p_provider, p_model, p_input, p_cached, p_cache_write, p_output, p_reasoning, p_outcome)
-         WITH ORDINALITY t(request, provider, model, input, cached, cache_write, output, reasoning, outcome, o)
+    FROM unnest(p_request, p_provider, p_model, p_input, p_cached, p_cache_write, p_output, p_reasoning, p_outcome, p_estimated,
+                p_http_status, p_latency, p_overhead, p_first_token, p_streamed)
+         WITH ORDINALITY t(request, provider, model, input, cached, cache_write, output, reasoning, outcome, estimated, http_status,
+                           latency, overhead, first_token, streamed, o)
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true
     LEFT JOIN LATERAL (
       SELECT bool_or(phase = 'voided') AS voided, bool_or(phase = 'resolved') AS resolved, bool_or(phase = 'uncertain') AS uncertain
         FROM outcomes x WHERE x.organization_id = p_org AND x.request_id = t.request) f ON true
-    LEFT JOIN LATERAL (SELECT * FROM usage x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) u ON true;
+    LEFT JOIN LATERAL (SELECT * FROM usage x WHERE x.organization_id || '' = p_org AND x.request_id = t.request LIMIT 1) u ON true;
 
   FOR i IN 1..n LOOP
     IF replayed[i] AND field[i] <> '' THEN status[i] := 5;

@@ -38,9 +38,11 @@ BEGIN
 END $$;
 
 -- The last word on a hold: settled, voided or resolved if there is one, else uncertain; NULL while it is open.
-CREATE FUNCTION end_of(p_org text, p_request text) RETURNS text LANGUAGE sql AS $$
-  SELECT phase FROM ends WHERE organization_id = p_org AND request_id = p_request ORDER BY phase = 'uncertain' LIMIT 1
-$$;
+CREATE FUNCTION end_of(p_org text, p_request text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT 1 FROM usage u WHERE u.organization_id || '' = p_org AND u.request_id = p_request) THEN RETURN 'settled'; END IF;
+  RETURN (SELECT phase FROM outcomes WHERE organization_id = p_org AND request_id = p_request ORDER BY phase = 'uncertain' LIMIT 1);
+END $$;
 
 -- Return credits from suspense to the wallet and its budgets; the caller holds the lock.
 CREATE FUNCTION give_back(

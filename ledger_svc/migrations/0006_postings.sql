@@ -18,7 +18,7 @@ BEGIN
   v_wallet := account_of(p_org, 'wallet');
   v_other := account_of(p_org, CASE WHEN p_kind = 'adjustment' THEN 'adjustments' ELSE 'purchases' END);
   v_reason := CASE WHEN p_kind = 'refund' THEN p_purchase || ': ' || p_reason ELSE p_reason END;
-  SELECT * INTO t FROM transfers x WHERE x.organization_id = p_org AND x.key = p_key AND x.phase = 'posting';
+  SELECT * INTO t FROM transfers x WHERE x.organization_id || '' = p_org AND x.key = p_key AND x.phase = 'posting';
   IF FOUND THEN
     field := CASE WHEN t.kind <> p_kind THEN 'kind'
                   WHEN (CASE WHEN t.debit = v_wallet THEN -t.amount_micros ELSE t.amount_micros END) <> p_amount THEN 'amount_micros'
@@ -31,7 +31,7 @@ BEGIN
   END IF;
   IF p_kind = 'refund' THEN
     SELECT x.amount_micros INTO v_bought FROM transfers x
-      WHERE x.organization_id = p_org AND x.key = p_purchase AND x.phase = 'posting' AND x.kind = 'purchase';
+      WHERE x.organization_id || '' = p_org AND x.key = p_purchase AND x.phase = 'posting' AND x.kind = 'purchase';
     IF NOT FOUND THEN status := 3; RETURN; END IF;
     SELECT coalesce(sum(x.amount_micros), 0) INTO v_refunded FROM transfers x
       WHERE x.organization_id = p_org AND x.kind = 'refund' AND left(x.reason, length(p_purchase) + 2) = p_purchase || ': ';
@@ -81,7 +81,7 @@ BEGIN
     LEFT JOIN LATERAL (SELECT x.seq, CASE WHEN x.kind <> t.kind THEN 'kind' WHEN x.debit <> t.debit THEN 'debit_account'
                                           WHEN x.credit <> t.credit THEN 'credit_account' WHEN x.amount_micros <> t.amount THEN 'amount_micros'
                                           WHEN x.reason <> t.reason THEN 'reason' ELSE '' END AS field
-                         FROM transfers x WHERE x.organization_id = p_org AND x.key = t.key AND x.phase = 'posting' AND x.phase <> 'charge' LIMIT 1) f ON true;
+                         FROM transfers x WHERE x.organization_id || '' = p_org AND x.key = t.key AND x.phase = 'posting' LIMIT 1) f ON true;
   SELECT b.settled, b.settled - b.held INTO balance, v_free FROM balance_of(v_wallet) b;
   SELECT min(s) INTO v_least FROM (SELECT sum(c) OVER (ORDER BY o) AS s FROM unnest(v_change) WITH ORDINALITY t(c, o)) r;
   IF array_position(replayed, true) IS NOT NULL OR v_free + v_least < 0 THEN
@@ -109,13 +109,11 @@ BEGIN
     END LOOP;
   END IF;
   v_seq := last_seq(p_org);
-  WITH posted AS (
-    INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, actor, reason, posted_at)
-      SELECT p_org, v_seq + row_number() OVER (ORDER BY o), k, 'posting', kd, d, c, a, p_actor, r, v_at
-        FROM unnest(p_key, p_kind, x_debit, x_credit, p_amount, p_reason, status, replayed) WITH ORDINALITY t(k, kd, d, c, a, r, s, old, o)
-       WHERE s = 1 AND NOT old
-    RETURNING 1)
-  SELECT count(*) INTO v_posted FROM posted;
+  INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, actor, reason, posted_at)
+    SELECT p_org, v_seq + row_number() OVER (), k, 'posting', kd, d, c, a, p_actor, r, v_at
+      FROM unnest(p_key, p_kind, x_debit, x_credit, p_amount, p_reason, status, replayed) t(k, kd, d, c, a, r, s, old)
+     WHERE s = 1 AND NOT old;
+  GET DIAGNOSTICS v_posted = ROW_COUNT;
   IF v_posted = 0 THEN RETURN; END IF;
   SELECT array_agg(CASE WHEN s = 1 AND NOT old THEN v_seq + p ELSE q END ORDER BY o) INTO seqs
     FROM (SELECT s, old, q, o, count(*) FILTER (WHERE s = 1 AND NOT old) OVER (ORDER BY o) AS p
@@ -180,9 +178,13 @@ BEGIN
     SELECT * INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
       FROM place_holds(p_org, ARRAY[''], p_agents, p_versions, p_request, array_fill(1, ARRAY[n]), p_agent_of, p_api_key, p_end_user,
                        (SELECT array_agg(p || '/' || m ORDER BY o) FROM unnest(p_provider, p_model) WITH ORDINALITY t(p, m, o)),
-                       v_empty, v_none, v_none, v_none, array_fill(1, ARRAY[n]), v_none, v_none, p_amount, array_fill(true, ARRAY[n]));
-    FOR i IN 1..n LOOP  -- everything else of the request is compared there
-      IF replayed[i] AND status[i] = 1 AND ceiling[i] <> p_amount[i] THEN status[i] := 7; field[i] := 'amount_micros'; END IF;
+                       v_empty, p_amount, v_none, v_none, array_fill(1, ARRAY[n]), v_none, v_none, p_amount, array_fill(true, ARRAY[n]));
+    FOR i IN 1..n LOOP  -- by the names that this request has for what differs; an amount stands where holds have their input
+      field[i] := CASE field[i]
+        WHEN 'input_tokens_max' THEN 'amount_micros'
+        WHEN 'routes' THEN (SELECT CASE WHEN starts_with(h.routes, p_provider[i] || '/') THEN 'model' ELSE 'provider' END
+                              FROM holds h WHERE h.organization_id = p_org AND h.request_id = p_request[i])
+        ELSE field[i] END;
     END LOOP;
     PERFORM settle_holds(p_org, array_agg(p_request[o] ORDER BY o), array_agg(p_amount[o] ORDER BY o), array_agg(p_provider[o] ORDER BY o),
                          array_agg(p_model[o] ORDER BY o), array_agg(''::text), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint),
@@ -198,7 +200,7 @@ BEGIN
   v_seq := last_seq(p_org);
   INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, routes, price_ids, input_tokens_max, output_wanted,
                      output_min, choices, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
-    SELECT p_org, r, p_agents[a], k, e, '', p || '/' || m, '{}', 0, 0, 0, 1, 1, 0, f, v_sets[a], '', '', 0, v_at
+    SELECT p_org, r, p_agents[a], k, e, '', p || '/' || m, '{}', f, 0, 0, 1, 1, 0, f, v_sets[a], '', '', 0, v_at
       FROM unnest(p_request, p_agent_of, p_api_key, p_end_user, p_provider, p_model, p_amount) t(r, a, k, e, p, m, f);
   INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, limit_set, direction, actor, posted_at)
     SELECT p_org, v_seq + row_number() OVER (), r, 'charge', 'charge', b.accounts[1], v_revenue, f,

@@ -5,7 +5,7 @@
 CREATE FUNCTION count_budget(p_org text, p_target text, p_period text, OUT start timestamptz, OUT counted bigint, OUT known bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
-  start := window_start(p_period, ledger_time(p_org), time_zone_of(p_org));
+  start := (window_of(p_org, p_period, ledger_time(p_org))).starts;
   counted := last_usage(p_org);
   known := count_spent(p_org, p_target, start, usage_before(p_org, start), counted);
 END $$;
@@ -36,7 +36,7 @@ BEGIN
     SELECT p_id, p_org, p_target, p_period, coalesce(max(ordinal), 0) + 1, p_key, v_at FROM budgets WHERE organization_id = p_org;
   INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at)
     VALUES (p_id, 1, p_limit, p_auto, false, p_key, p_actor, v_at);
-  v_start := window_start(p_period, v_at, time_zone_of(p_org));
+  v_start := (window_of(p_org, p_period, v_at)).starts;
   v_same := v_start = p_start;  -- midnight may have passed since the count
   PERFORM open_window(p_org, p_id, p_target, v_start, v_at, true, CASE WHEN v_same THEN p_counted ELSE 0 END, CASE WHEN v_same THEN p_known ELSE 0 END);
   PERFORM append_audit(p_org, v_at, ARRAY[p_actor], ARRAY['budget.created'], ARRAY[p_id],

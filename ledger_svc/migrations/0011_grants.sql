@@ -212,7 +212,7 @@ BEGIN
     IF NOT replayed THEN status := 2; END IF;
     RETURN;
   END IF;
-  IF EXISTS (SELECT 1 FROM transfers x WHERE x.organization_id = p_org AND x.key = p_key AND x.phase = 'posting') THEN
+  IF EXISTS (SELECT 1 FROM transfers x WHERE x.organization_id || '' = p_org AND x.key = p_key AND x.phase = 'posting') THEN
     status := 2; field := 'kind'; RETURN;
   END IF;
   IF p_expires <= v_at THEN status := 3; RETURN; END IF;

@@ -132,3 +132,12 @@ GRANT EXECUTE ON FUNCTION thin_checkpoints(text, timestamptz) TO mandate_ledger;
 CREATE FUNCTION organizations_after(p_after text, p_count int) RETURNS SETOF text LANGUAGE sql STABLE AS $$
   SELECT organization_id FROM accounts WHERE kind = 'wallet' AND organization_id > p_after ORDER BY organization_id LIMIT p_count
 $$;
+
+-- Make anew what is derived from an organization's facts and missing. Returns how many open holds were not listed.
+CREATE FUNCTION rebuild_derived(p_org text) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE v_count int;
+BEGIN
+  v_count := rebuild_open_holds(p_org);
+  PERFORM restore_checkpoints(p_org, ledger_time(p_org));
+  RETURN v_count;
+END $$;

@@ -22,6 +22,8 @@ from mesh.errors import MeshError, Unavailable, invalid
 from mesh.telemetry import logs
 
 ITEMS_MAX = 1_000  # of one message
+BEAT_SECONDS = 0.2  # a lease is at least a second
+BEATS_MAX = 10_000  # holders whose last beat is remembered
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Message = TypeVar("Message")
@@ -36,6 +38,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
     def __init__(self, db: Database, intake: Intake) -> None:
         self._db = db
         self._intake = intake
+        self._beats: dict[str, float] = {}
 
     async def Charge(
         self, request_iterator: AsyncIterator[pb.ChargeRequest], context: Context
@@ -58,8 +61,7 @@ class ChargeServicer(rpc.ChargeServiceServicer):
     async def PlaceHolds(self, request: pb.PlaceHoldsRequest, context: Context) -> pb.PlaceHoldsResponse:
         _check_holder(request.holder_id)
         _check_count("holds", request.holds)
-        if not await charges.open_lease(self._db, request.holder_id):
-            raise _lapsed()
+        await self._beat(request.holder_id)
         outcomes = await _all(request.holds, partial(self._intake.place, request.holder_id))
         answers = [wire.hold_answer(hold.request_id, outcome) for hold, outcome in outcomes]
         return pb.PlaceHoldsResponse(holds=answers)
@@ -84,6 +86,17 @@ class ChargeServicer(rpc.ChargeServiceServicer):
         outcomes = await _all(request.charges, self._intake.post)
         answers = [wire.post_answer(charge.request_id, outcome) for charge, outcome in outcomes]
         return pb.PostChargesResponse(charges=answers)
+
+    async def _beat(self, holder_id: str) -> None:
+        """Renew the lease that a call without a stream stands for; not at each of many calls."""
+        now = asyncio.get_running_loop().time()
+        if now - self._beats.get(holder_id, float("-inf")) < BEAT_SECONDS:
+            return
+        if not await charges.open_lease(self._db, holder_id):
+            raise Unavailable("LEASE_LAPSED", "the holder's lease has lapsed")
+        if len(self._beats) >= BEATS_MAX:
+            self._beats.clear()
+        self._beats[holder_id] = now
 
 
 class Stream:
@@ -207,7 +220,3 @@ def _check_holder(holder_id: str) -> None:
 def _check_count(name: str, items: Sequence[object]) -> None:
     if not 1 <= len(items) <= ITEMS_MAX:
         raise invalid(name, f"must be 1 to {ITEMS_MAX}")
-
-
-def _lapsed() -> Unavailable:
-    return Unavailable("LEASE_LAPSED", "the holder's lease has lapsed")

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ledger_svc import wire
 from ledger_svc.accounts import KINDS
-from ledger_svc.store import budgets
+from ledger_svc.store import budgets, registry
 from ledger_svc.store import statements as store
 from mandate.ledger.v1 import statements_pb2 as pb
 from mandate.ledger.v1 import statements_pb2_grpc as rpc
@@ -98,6 +98,11 @@ class StatementServicer(rpc.StatementServiceServicer):
             usage_seq=reached["usage"],
             audit_seq=reached["audit"],
         )
+
+    async def RebuildDerived(self, request: pb.RebuildDerivedRequest, context: Context) -> pb.RebuildDerivedResponse:
+        if await registry.organization_of(self._db, request.organization_id) != request.organization_id:
+            raise NotFound("NOT_FOUND", f"no organization {request.organization_id!r}"[:200], field="organization_id")
+        return pb.RebuildDerivedResponse(open_holds=await store.rebuild(self._db, request.organization_id))
 
     async def _range(self, organization_id: str, start: datetime | None, end: datetime | None) -> tuple[int, int]:
         first = await store.seq_at(self._db, organization_id, start - TICK) if start else 0

@@ -119,16 +119,18 @@ async def active(found: View, pieces: Sequence[Piece], offsets: Sequence[timedel
     """Add up usage by hour of the week; hour 0 begins on Thursday at midnight. Each bucket has its offset from UTC."""
     query = f"""
       WITH {RUNS}, {TAIL}, found AS (
-        SELECT (extract(epoch FROM s.slot)::bigint + ($10::int[])[1 + {BUCKET.format(at="s.slot")}]) / 3600 % 168
-                 AS hour,
-               s.requests, s.tokens, s.charged_micros FROM runs r
-          JOIN LATERAL (SELECT slot, requests, {TOKENS} AS tokens, charged_micros FROM usage_sums
-                         WHERE subject_id = $3 AND {SLOTS} OFFSET 0) s ON true
+        SELECT t.slot AS at, {BUCKET.format(at="t.slot")} AS bucket, q.requests, q.tokens, q.charged_micros FROM runs r
+          JOIN LATERAL (SELECT day, requests, tokens, charged_micros FROM usage_activity
+                         WHERE subject_id = $3 AND day > r.start - interval '1 day' AND day < r.stop OFFSET 0) a ON true
+          CROSS JOIN LATERAL unnest(a.requests, a.tokens, a.charged_micros)
+            WITH ORDINALITY q(requests, tokens, charged_micros, place)
+          CROSS JOIN LATERAL (SELECT a.day + (q.place - 1) * interval '15 minutes' AS slot) t
+         WHERE q.requests > 0 AND t.slot >= r.start AND t.slot < r.stop
         UNION ALL
-        SELECT (floor(extract(epoch FROM used_at))::bigint + ($10::int[])[bucket + 1]) / 3600 % 168,
-               1, {TOKENS}, charged_micros FROM tail
+        SELECT used_at, bucket, 1, {TOKENS}, charged_micros FROM tail
       )
-      SELECT hour::int, sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
+      SELECT ((floor(extract(epoch FROM at))::bigint + ($10::int[])[bucket + 1]) / 3600 % 168)::int AS hour,
+             sum(requests)::bigint AS requests, sum(tokens)::bigint AS tokens,
              sum(charged_micros)::bigint AS charged_micros
         FROM found GROUP BY 1 ORDER BY 1
     """  # noqa: S608

@@ -95,11 +95,24 @@ ADD_SUMS = f"""
   ), days AS (
     SELECT id, date_trunc('day', slot, 'UTC') AS slot, min(first_seq) AS first_seq, max(last_seq) AS last_seq, {added()}
       FROM hours GROUP BY 1, 2
+  ), active AS (
+    INSERT INTO usage_activity AS a (subject_id, day, requests, tokens, charged_micros)
+    SELECT d.id, d.slot, array_agg(coalesce(q.requests, 0) ORDER BY place),
+           array_agg(coalesce({TOKENS}, 0) ORDER BY place),
+           array_agg(coalesce(q.charged_micros, 0) ORDER BY place)
+      FROM (SELECT DISTINCT id, date_trunc('day', slot, 'UTC') AS slot FROM hours) d
+      CROSS JOIN generate_series(0, 95) place
+      LEFT JOIN quarters q ON q.id = d.id AND q.slot = d.slot + place * interval '15 minutes'
+     GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (subject_id, day) DO UPDATE SET
+      requests = add_quarters(a.requests, excluded.requests), tokens = add_quarters(a.tokens, excluded.tokens),
+      charged_micros = add_quarters(a.charged_micros, excluded.charged_micros)
   )
   INSERT INTO usage_sums AS s (subject_id, grain_minutes, slot, {CELL})
   SELECT id, 15, slot, {CELL} FROM quarters
   UNION ALL SELECT id, 60, slot, {CELL} FROM hours
   UNION ALL SELECT id, 1440, slot, {CELL} FROM days
+  ORDER BY 1, 2, 3  -- so that what is read together lies together
   ON CONFLICT (subject_id, grain_minutes, slot) DO UPDATE SET
     first_seq = least(s.first_seq, excluded.first_seq), last_seq = greatest(s.last_seq, excluded.last_seq),
     {", ".join(f"{name} = s.{name} + excluded.{name}" for name in SUMS)},
@@ -132,6 +145,7 @@ ADD_SHARES = f"""
   SELECT id, kind, 1440, date_trunc('day', slot, 'UTC'), member_id,
          sum(requests)::bigint, sum(tokens)::bigint, sum(charged_micros)::bigint
     FROM hours GROUP BY 1, 2, 4, 5
+  ORDER BY 1, 2, 3, 4, 5
   ON CONFLICT (subject_id, kind, grain_minutes, slot, member_id) DO UPDATE SET
     requests = s.requests + excluded.requests, tokens = s.tokens + excluded.tokens,
     charged_micros = s.charged_micros + excluded.charged_micros
@@ -218,7 +232,7 @@ async def sweep(db: Database) -> int:
                WHERE c.generation > 1 AND s.generation < c.generation LIMIT 100 FOR UPDATE OF s SKIP LOCKED) stale
             """
         )
-        for table in ("usage_shares", "usage_sums"):
+        for table in ("usage_shares", "usage_activity", "usage_sums"):
             gone = await tx.fetchval(
                 f"""
                 WITH gone AS (DELETE FROM {table} WHERE ctid = ANY (ARRAY(

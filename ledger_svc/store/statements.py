@@ -26,7 +26,7 @@ async def account(db: Database, organization_id: str, name: str, at: datetime | 
          WHERE a.organization_id = $1
            AND (a.kind = $2 AND a.budget_id IS NULL
                 OR a.budget_id = $2 AND a.kind = 'budget'
-                   AND a.window_start = window_start(g.period, coalesce($3, ledger_time($1)), time_zone_of($1)))
+                   AND a.window_start = (window_of($1, g.period, coalesce($3, ledger_time($1)))).starts)
          LIMIT 1
         """,
         organization_id,
@@ -90,6 +90,12 @@ async def verify(db: Database, organization_id: str) -> tuple[list[Row], Row]:
     if reached is None:
         raise LookupError("a statement that always answers a row answered none")
     return wrong, reached
+
+
+async def rebuild(db: Database, organization_id: str) -> int:
+    """Make the list of open holds and missing checkpoints anew; return how many holds were not listed."""
+    count: int = await db.value("SELECT rebuild_derived($1)", organization_id)
+    return count
 
 
 async def thin(db: Database, organization_id: str, before: datetime) -> bool:

@@ -17,7 +17,7 @@ from ledger_svc.__main__ import PRICES
 from ledger_svc.holds import Placing, Settling
 from ledger_svc.price_book import PriceBook
 from ledger_svc.pricing import Price, Usage
-from ledger_svc.store import budgets, charges, registry, wallets
+from ledger_svc.store import budgets, registry, wallets
 from ledger_svc.store import prices as price_store
 from mandate.ledger.v1 import charges_pb2
 from mesh import audit_keys, certificates, children, client, db, ids, migrations, ports
@@ -93,7 +93,7 @@ async def standing(directory: Path, *, pool: int = 8) -> AsyncGenerator[Standing
 
 
 @asynccontextmanager
-async def serving(at: Standing) -> AsyncGenerator[grpc.aio.Channel]:
+async def serving(at: Standing, module: str = "ledger_svc") -> AsyncGenerator[grpc.aio.Channel]:
     """Run the ledger as a process of its own, as `mandate up` does, and open a gateway's channel to it."""
     base_port = children.free_port() - ports.GRPC["ledger"]
     environ = {
@@ -103,7 +103,9 @@ async def serving(at: Standing) -> AsyncGenerator[grpc.aio.Channel]:
         "MANDATE_DRAIN_SECONDS": "1",
         "MANDATE_LEDGER_DATABASE_URL": at.dsn.reveal(),
     }
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ledger_svc", env=environ)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, env=environ, stderr=asyncio.subprocess.DEVNULL
+    )
     address = f"127.0.0.1:{base_port + ports.GRPC['ledger']}"
     channel = client.connect(
         "ledger", address, Certificates(at.home.tls, "gateway"), charges_pb2.DESCRIPTOR.services_by_name.values()
@@ -163,8 +165,6 @@ async def fleet(at: Standing, *, windows: bool) -> Fleet:
             for period in ("daily", "monthly", "total"):
                 new = budgets.NewBudget(ids.new(Kind.BUDGET), ids.new(Kind.REQUEST), node, period, LIMIT, False)
                 await budgets.create(at.database, organization, new, "bench")
-    holder = ids.new(Kind.HOLDER)
-    assert await charges.open_lease(at.database, holder)
     price = at.prices.in_force("mock", "mock-model")
     assert price
-    return Fleet(organization, tuple(agents), holder, price)
+    return Fleet(organization, tuple(agents), "", price)  # the ledger's own holder: it never lapses

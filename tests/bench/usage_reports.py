@@ -176,6 +176,7 @@ def questions(bench: Bench) -> dict[str, Callable[[], Awaitable[Any]]]:
         "burn rate": lambda: call(reports.GetBurnRate, pb.GetBurnRateRequest(**own)),
         "burn rate, agent": lambda: call(reports.GetBurnRate, pb.GetBurnRateRequest(**node("agt"))),
         "trend, hours of 40 days": lambda: trend(pb.INTERVAL_HOUR, 40),
+        "trend, hours, agent": lambda: trend(pb.INTERVAL_HOUR, 40, "agt"),
         "trend, days of 90 days": lambda: trend(pb.INTERVAL_DAY, DAYS),
         "trend, days, agent": lambda: trend(pb.INTERVAL_DAY, DAYS, "agt"),
         "heatmap of 90 days": activity,
@@ -250,7 +251,7 @@ async def main(rows: int) -> int:
             speed = await roll_up(bench)
             sizes = await bench.owner.fetch(
                 "SELECT t, pg_total_relation_size(t::regclass) / 1048576 AS mb "
-                "FROM unnest(ARRAY['usage', 'usage_sums', 'usage_shares']) t"
+                "FROM unnest(ARRAY['usage', 'usage_sums', 'usage_activity', 'usage_shares']) t"
             )
             with caller.acting(bench.issuer.person(**{bench.organization: "owner"})):  # a token lasts minutes
                 same = await compare(bench)

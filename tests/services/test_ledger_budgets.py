@@ -181,3 +181,40 @@ async def test_a_stranger_finds_no_budget(ledger: RunningLedger, issuer: TestIss
         made = await call(stub.CreateBudget, create(spender))
         with caller.acting(issuer.person(**{ids.new(ids.Kind.ORGANIZATION): "owner"})), pytest.raises(NotFound):
             await call(stub.EnableBudget, pb.EnableBudgetRequest(budget_id=made.id, request_id="e1"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "start", "end"),
+    [
+        ("2101-03-10T09:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),  # in UTC, before the change
+        ("2101-03-10T23:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),  # the window that ran goes on
+        ("2101-03-11T00:00:00Z", "2101-03-11T00:00:00Z", "2101-03-11T15:00:00Z"),  # a short one until midnight in Tokyo
+        ("2101-03-11T15:00:00Z", "2101-03-11T15:00:00Z", "2101-03-12T15:00:00Z"),
+        ("2101-03-14T16:00:00Z", "2101-03-14T15:00:00Z", "2101-03-15T15:00:00Z"),  # Berlin was set, and counts from its end
+        ("2101-03-15T15:00:00Z", "2101-03-15T15:00:00Z", "2101-03-15T23:00:00Z"),
+        ("2101-03-27T00:00:00Z", "2101-03-26T23:00:00Z", "2101-03-27T22:00:00Z"),  # the day that summer time makes short
+    ],
+)
+async def test_a_new_time_zone_counts_from_the_end_of_the_window_that_runs(
+    ledger: RunningLedger, moment: str, start: str, end: str
+) -> None:
+    spender = await tenant(ledger, 0)
+    changes = (("Asia/Tokyo", "2101-03-10T10:00:00Z"), ("Europe/Berlin", "2101-03-14T16:00:00Z"))
+    for version, (zone, at) in enumerate(changes, 1):
+        await ledger.database.execute(
+            "INSERT INTO rules VALUES ($1, $2, $3, 'list', '', $3, 'test', $4::text::timestamptz)",
+            spender.organization,
+            version,
+            zone,
+            at,
+        )
+    found = await ledger.database.one(
+        "SELECT starts = $3::text::timestamptz AS starts, ends = $4::text::timestamptz AS ends, starts AS s, ends AS e "
+        "FROM window_of($1, 'daily', $2::text::timestamptz)",
+        spender.organization,
+        moment,
+        start,
+        end,
+    )
+    assert found["starts"], found
+    assert found["ends"], found

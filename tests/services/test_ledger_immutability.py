@@ -16,7 +16,7 @@ DERIVED = (
     "open_grants", "events", "jobs",
     "audit_subtrees",
     "checkpoints", "open_holds", "leases", "thinnings",
-    "report_cursors", "report_subjects", "usage_sums", "usage_shares",
+    "report_cursors", "report_subjects", "usage_sums", "usage_activity", "usage_shares",
 )  # fmt: skip
 ROLES = ("identity", "vault", "ledger", "gateway")
 CHANGES = (

@@ -288,7 +288,11 @@ async def test_what_a_rebuild_leaves_behind_is_swept_away(ledger: RunningLedger,
         await made.roll_up()
         while await rollups.sweep(ledger.database):
             pass
-        for table, column in (("report_subjects", "id"), ("usage_sums", "subject_id"), ("usage_shares", "subject_id")):
+        derived = {
+            "report_subjects": "id",
+            **dict.fromkeys(("usage_sums", "usage_activity", "usage_shares"), "subject_id"),
+        }
+        for table, column in derived.items():
             left = await ledger.database.value(
                 f"SELECT count(*) FROM {table} WHERE {column} = ANY ($1)",  # noqa: S608
                 [row["id"] for row in stale],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -88,8 +89,8 @@ async def test_a_batch_is_what_its_chains_are_one_by_one(
         chains[-1].append(new)
         if not new.linked:
             chains.append([])
-    chains = [chain for chain in chains if chain]
-    first, second = sum(chains[:cut], []), sum(chains[cut:], [])
+    chains = [found for found in chains if found]
+    first, second = list(chain(*chains[:cut])), list(chain(*chains[cut:]))
     split = [status for part in (first, second) if part for status in await post(parts, *part)]
     assert await post(whole, *batch) == split
     assert await whole.wallet() == await parts.wallet()
@@ -136,7 +137,7 @@ async def test_a_bad_field_of_a_transfer_is_named(
     spender = await tenant(ledger, 100)
     with pytest.raises(InvalidArgument) as refused:
         await call(ledger, pb.PostTransfersRequest(organization_id=spender.organization, transfers=transfers))
-    assert refused.value.field == field
+    assert refused.value.details["field"] == field
     assert await spender.wallet() == (100, 0)
 
 

@@ -18,6 +18,7 @@ from tests.services.ledger_running import FLAT_MICROS, check_books, owner, tenan
 from tests.services.test_ledger_stream import hold, settle
 
 LONG = "x" * 129
+BEAT_SECONDS = 0.25
 
 
 def a_holder() -> str:
@@ -81,8 +82,21 @@ async def test_answers_come_in_the_order_of_the_request_whatever_they_are(ledger
     assert await count(ledger, path[0]) == order.count(0)
 
 
+@pytest.mark.xfail(strict=True, reason="prices_of pairs one route with no price")
+async def test_a_charge_is_settled_already_and_can_be_neither_settled_nor_voided(ledger: RunningLedger) -> None:
+    agent = (await ledger.tenant(FLAT_MICROS))[-1]
+    async with charging(ledger) as stub:
+        await call(stub.PostCharges, pb.PostChargesRequest(charges=[charge("c", agent)]))
+        (voided,) = (
+            await call(stub.VoidHolds, pb.VoidHoldsRequest(voids=[pb.VoidHold(request_id="c", agent_id=agent)]))
+        ).voids
+        assert (voided.fault.reason, voided.fault.metadata["how"]) == ("HOLD_ENDED", "settled")
+        (settled,) = (await call(stub.SettleHolds, pb.SettleHoldsRequest(settles=[settle("c", agent)]))).settles
+        assert (settled.fault.reason, settled.fault.metadata["field"]) == ("INVALID_FIELD", "route")
+
+
 async def test_charges_of_many_agents_in_one_call_are_answered_in_order(ledger: RunningLedger) -> None:
-    first = await tenant(ledger, 60 * 100_000)
+    first = await tenant(ledger, 61 * 100_000)
     agents = [first, *[await first.under(ids.new(ids.Kind.AGENT), *first.path[1:3]) for _ in range(3)]]
     stopped = await agents[3].budget(0)
     charges = [charge(f"c{number}", agents[number % 4].path[-1]) for number in range(80)]
@@ -91,7 +105,7 @@ async def test_charges_of_many_agents_in_one_call_are_answered_in_order(ledger: 
     assert [one.request_id for one in answers] == [one.request_id for one in charges]
     assert [one.HasField("posted") for one in answers] == [number % 4 != 3 for number in range(80)]
     assert {one.refused.account_id for one in answers if one.HasField("refused")} == {stopped}
-    assert await first.wallet() == (0, 0)
+    assert await first.wallet() == (100_000, 0)
     async with owner(ledger.house) as connection:
         await check_books(connection, first.organization)
 
@@ -161,6 +175,7 @@ async def test_a_lapsed_holder_places_nothing_and_its_charges_are_not_its_own(le
         await ledger.database.execute("UPDATE leases SET lapsed_at = now() WHERE holder_id = $1", holder)
         assert (await call(stub.RenewLease, pb.RenewLeaseRequest(holder_id=holder))).lapsed
         place.holds[0].request_id = "b"
+        await asyncio.sleep(BEAT_SECONDS)  # by then the next call asks for its lease again
         with pytest.raises(Unavailable) as refused:
             await call(stub.PlaceHolds, place)
         assert refused.value.reason == "LEASE_LAPSED"
@@ -180,6 +195,7 @@ async def test_a_call_is_a_beat(ledger: RunningLedger, how: str) -> None:
         await ledger.database.execute(
             "UPDATE leases SET beat_at = now() - interval '1 hour' WHERE holder_id = $1", holder
         )
+        await asyncio.sleep(BEAT_SECONDS)
         await call(getattr(stub, how), place if how == "PlaceHolds" else pb.RenewLeaseRequest(holder_id=holder))
     heard = "SELECT beat_at > now() - interval '1 minute' FROM leases WHERE holder_id = $1"
     assert await ledger.database.value(heard, holder)
@@ -209,7 +225,7 @@ async def test_a_call_whose_time_is_up_leaves_nothing_that_was_not_begun(ledger:
         assert not (await call(stub.PlaceHolds, request("queued"))).holds[0].granted.replayed
 
 
-async def _is_one(asked: Awaitable[int]) -> bool:
+async def _is_one(asked: Awaitable[int | None]) -> bool:
     return await asked == 1
 
 

@@ -1,0 +1,72 @@
+"""The ledger's contract answered by nobody: the same server, certificates and interceptors, and no ledger behind them.
+
+Run as `python -m tests.bench.echo` by `make bench-ledger`, which compares unary calls with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from mandate.ledger.v1 import charges_pb2 as pb
+from mandate.ledger.v1 import charges_pb2_grpc as rpc
+from mesh import server, settings
+from mesh.server import Registration
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Echo(rpc.ChargeServiceServicer):
+    """Grants and settles whatever is asked, and has nothing else to say."""
+
+    async def PlaceHolds(self, request: pb.PlaceHoldsRequest, context: Context) -> pb.PlaceHoldsResponse:
+        granted = pb.HoldGranted(output_tokens=1, ceiling_micros=1)
+        return pb.PlaceHoldsResponse(
+            holds=[pb.HoldAnswer(request_id=hold.request_id, granted=granted) for hold in request.holds]
+        )
+
+    async def SettleHolds(self, request: pb.SettleHoldsRequest, context: Context) -> pb.SettleHoldsResponse:
+        settled = pb.Settled(charged_micros=1, balance_micros=1)
+        return pb.SettleHoldsResponse(
+            settles=[pb.SettleAnswer(request_id=settle.request_id, settled=settled) for settle in request.settles]
+        )
+
+    async def Charge(self, request_iterator: object, context: Context) -> AsyncIterator[pb.ChargeResponse]:
+        """End the stream."""
+        for nothing in ():
+            yield nothing
+
+    async def VoidHolds(self, request: pb.VoidHoldsRequest, context: Context) -> pb.VoidHoldsResponse:
+        return pb.VoidHoldsResponse()
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
+        return pb.RenewLeaseResponse()
+
+    async def PostCharges(self, request: pb.PostChargesRequest, context: Context) -> pb.PostChargesResponse:
+        return pb.PostChargesResponse()
+
+
+class NoKeys:
+    """Nobody's token is verified."""
+
+    async def public_key(self, key_id: str) -> None:
+        """Return no key."""
+
+
+async def resolve(object_id: str) -> str | None:
+    """Return no organization."""
+    del object_id
+    return None
+
+
+async def main() -> None:
+    """Run until told to stop."""
+    runtime = settings.load(settings.Runtime)
+    server.prepare("ledger", runtime)
+    await server.serve(server.Server("ledger", runtime, [Registration.of(pb, rpc, Echo())], NoKeys(), resolve), ())
+
+
+if __name__ == "__main__":
+    server.run(main())
