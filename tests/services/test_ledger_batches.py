@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger_svc.holds import Posting, Refused, Settled
@@ -141,6 +141,8 @@ async def answer_alike(ledger: RunningLedger, rounds: list[Round], cuts: set[int
 
 
 @FEW
+@example(rounds=[Round(lapses=False, settles=[], places=[], posts=[(0, 2_000), (0, 2_000), (0, 1)])], cuts={1})
+@example(rounds=[Round(lapses=False, settles=[], places=[], posts=[(0, 2_000), (0, 2_001)])], cuts={1})
 @given(rounds=ROUNDS, cuts=CUTS)
 async def test_any_split_into_batches_answers_like_one_by_one(
     ledger: RunningLedger, rounds: list[Round], cuts: set[int]

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from ledger_svc.holds import (
@@ -31,7 +31,7 @@ from tests.services import ledger_running
 from tests.services.ledger_model import Model
 from tests.services.ledger_running import TOKEN_MICROS, Tenant, asked, check_books, forget_checkpoints, move_time
 
-FEW = settings(max_examples=25, deadline=None, database=None, derandomize=True, phases=(Phase.generate, Phase.shrink),
+FEW = settings(max_examples=25, deadline=None, database=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
                suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
 MANY = settings(FEW, max_examples=600, derandomize=False)
 SOME = st.integers(0, 12)  # tokens
@@ -332,6 +332,8 @@ async def agree(ledger: RunningLedger, operations: list[tuple[object, ...]]) -> 
 
 
 @FEW
+@example(operations=[("grant", 0, 9, 1), ("place", 0, 4, 0), ("tomorrow",), ("charge", 0, 200), ("settle", 0, 2)])
+@example(operations=[("create", 3, "total", 1, True), ("charge", 0, 200), ("charge", 0, 1), ("switch", 0, False)])
 @given(operations=st.lists(OPERATIONS, min_size=20, max_size=50))
 async def test_the_ledger_and_a_model_of_it_agree_after_every_step(
     ledger: RunningLedger, operations: list[tuple[object, ...]]
