@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up down demo test chaos check outside bench-memory bench-reports fmt protos docs lock clean
+.PHONY: help up down demo test chaos check outside bench-memory bench-ledger bench-reports fmt protos docs lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,6 +46,9 @@ outside: .venv/.protos ## Check against outside parties' own tools, fetched from
 
 bench-memory: .venv/.protos ## Measure an idle mesh: memory of each process, cold and warm start
 	$(BIN)/python -m tests.bench.idle_memory
+
+bench-ledger: .venv/.protos ## Measure the ledger against pgbench on the same server; 6 minutes. ARGS="--rounds 5 --seconds 3"
+	@$(BIN)/python -m tests.bench.ledger $(ARGS)
 
 bench-reports: .venv/.protos ## Measure usage reports over 10,000,000 completions; 15 minutes, 12 GB. ARGS="1000000"
 	$(BIN)/python -m tests.bench.usage_reports $(ARGS)

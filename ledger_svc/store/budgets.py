@@ -15,7 +15,8 @@ TABLES = """
   budgets g
   CROSS JOIN LATERAL (SELECT limit_micros, auto_disable, disabled FROM budget_versions z
                        WHERE z.budget_id = g.id ORDER BY z.version DESC LIMIT 1) v
-  CROSS JOIN LATERAL (SELECT starts AS window_start FROM window_of(g.organization_id, g.period, ledger_time(g.organization_id))) t
+  CROSS JOIN LATERAL (SELECT w.starts AS window_start
+                        FROM window_of(g.organization_id, g.period, ledger_time(g.organization_id)) w) t
   LEFT JOIN accounts a ON a.organization_id = g.organization_id AND a.kind = 'budget' AND a.budget_id = g.id
                       AND a.window_start = t.window_start
   LEFT JOIN LATERAL balance_of(a.id) b ON a.id IS NOT NULL

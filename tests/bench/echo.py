@@ -5,7 +5,6 @@ Run as `python -m tests.bench.echo` by `make bench-ledger`, which compares unary
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,11 +13,12 @@ from mandate.ledger.v1 import charges_pb2 as pb
 from mandate.ledger.v1 import charges_pb2_grpc as rpc
 from mesh import server, settings
 from mesh.server import Registration
+from tests.fakes.charges import Silent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Echo(rpc.ChargeServiceServicer):
+class Echo(Silent):
     """Grants and settles whatever is asked, and has nothing else to say."""
 
     async def PlaceHolds(self, request: pb.PlaceHoldsRequest, context: Context) -> pb.PlaceHoldsResponse:
@@ -32,20 +32,6 @@ class Echo(rpc.ChargeServiceServicer):
         return pb.SettleHoldsResponse(
             settles=[pb.SettleAnswer(request_id=settle.request_id, settled=settled) for settle in request.settles]
         )
-
-    async def Charge(self, request_iterator: object, context: Context) -> AsyncIterator[pb.ChargeResponse]:
-        """End the stream."""
-        for nothing in ():
-            yield nothing
-
-    async def VoidHolds(self, request: pb.VoidHoldsRequest, context: Context) -> pb.VoidHoldsResponse:
-        return pb.VoidHoldsResponse()
-
-    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
-        return pb.RenewLeaseResponse()
-
-    async def PostCharges(self, request: pb.PostChargesRequest, context: Context) -> pb.PostChargesResponse:
-        return pb.PostChargesResponse()
 
 
 class NoKeys:

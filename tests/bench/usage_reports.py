@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +41,7 @@ DAYS = 90
 START = datetime(2026, 2, 1, tzinfo=UTC)
 RUNS = 120
 LIMIT_MS = 50.0
+LIMIT_TOP_MS = 500.0  # who used most has no goal but not to be forgotten
 LIMIT_ROWS_SECOND = 5_000
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "America/St_Johns", "Asia/Kathmandu")
 INSERT = """
@@ -74,6 +75,10 @@ class Bench:
     rules: Any
     organization: str
     nodes: dict[str, list[str]]
+
+    def person(self) -> AbstractContextManager[None]:
+        """Act as somebody whose token is fresh: one lasts a minute."""
+        return caller.acting(self.issuer.person(**{self.organization: "owner"}))
 
 
 @asynccontextmanager
@@ -134,7 +139,8 @@ async def keep_time(bench: Bench, zone: str) -> None:
         rules=rules_pb2.Rules(organization_id=bench.organization, time_zone=zone), request_id=ids.new(Kind.REQUEST)
     )
     request.update_mask.paths.append("time_zone")
-    await call(bench.rules.UpdateRules, request)
+    with bench.person():
+        await call(bench.rules.UpdateRules, request)
 
 
 def stamp(at: datetime) -> Timestamp:
@@ -199,10 +205,11 @@ async def measure(bench: Bench) -> dict[str, tuple[float, float]]:
     for zone in ZONES:
         await keep_time(bench, zone)
         for name, ask in questions(bench).items():
-            for _ in range(RUNS // len(ZONES)):
-                began = time.perf_counter()
-                await ask()
-                taken.setdefault(name, []).append((time.perf_counter() - began) * 1000)
+            with bench.person():
+                for _ in range(RUNS // len(ZONES)):
+                    began = time.perf_counter()
+                    await ask()
+                    taken.setdefault(name, []).append((time.perf_counter() - began) * 1000)
     return {name: (sorted(ms)[len(ms) // 2], sorted(ms)[len(ms) * 95 // 100]) for name, ms in taken.items()}
 
 
@@ -217,22 +224,24 @@ async def compare(bench: Bench) -> bool:
         "GROUP BY date_trunc('day', used_at, $2) ORDER BY date_trunc('day', used_at, $2)",
         bench.organization, zone, timeout=600,
     )  # fmt: skip
-    trend = await call(bench.reports.GetTokenTrend, pb.GetTokenTrendRequest(**own, interval=pb.INTERVAL_DAY))
     hours = await bench.owner.fetch(
         "SELECT extract(isodow FROM used_at AT TIME ZONE $2)::int AS day, "
         "extract(hour FROM used_at AT TIME ZONE $2)::int AS hour, count(*) AS n "
         "FROM usage WHERE organization_id = $1 AND $3 = ANY (path) GROUP BY 1, 2 ORDER BY 1, 2",
         bench.organization, zone, bench.nodes["agt"][0], timeout=600,
     )  # fmt: skip
-    request = pb.GetActivityRequest(**own, node_id=bench.nodes["agt"][0])
-    activity = await call(bench.reports.GetActivity, request)
     agents = await bench.owner.fetch(
         "SELECT agent_id, sum(charged_micros)::bigint AS n FROM usage WHERE organization_id = $1 GROUP BY 1 "
         "ORDER BY 2 DESC, 1 LIMIT 10",
         bench.organization, timeout=600,
     )  # fmt: skip
-    request = pb.GetTopUsageRequest(**own, kind=pb.USAGE_SHARE_KIND_AGENT, measure=pb.USAGE_MEASURE_CHARGED)
-    top = await call(bench.reports.GetTopUsage, request)
+    with bench.person():
+        request = pb.GetTokenTrendRequest(**own, interval=pb.INTERVAL_DAY)
+        trend = await call(bench.reports.GetTokenTrend, request)
+        request = pb.GetActivityRequest(**own, node_id=bench.nodes["agt"][0])
+        activity = await call(bench.reports.GetActivity, request)
+        request = pb.GetTopUsageRequest(**own, kind=pb.USAGE_SHARE_KIND_AGENT, measure=pb.USAGE_MEASURE_CHARGED)
+        top = await call(bench.reports.GetTopUsage, request)
     return (
         [row["n"] for row in days] == [step.charged_micros for step in trend.steps if step.requests]
         and [tuple(row.values()) for row in hours]
@@ -253,16 +262,17 @@ async def main(rows: int) -> int:
                 "SELECT t, pg_total_relation_size(t::regclass) / 1048576 AS mb "
                 "FROM unnest(ARRAY['usage', 'usage_sums', 'usage_activity', 'usage_shares']) t"
             )
-            with caller.acting(bench.issuer.person(**{bench.organization: "owner"})):  # a token lasts minutes
-                same = await compare(bench)
-                figures = await measure(bench)
+            same = await compare(bench)
+            figures = await measure(bench)
     for name, (middle, most) in figures.items():
         print(f"{name:<26} p50 {middle:6.1f} ms   p95 {most:6.1f} ms")
     print(f"roll-up {speed:,.0f} rows a second (limit {LIMIT_ROWS_SECOND:,})")
     print(", ".join(f"{row['t']} {row['mb']:,} MB" for row in sizes))
     print("reports equal a recount" if same else "REPORTS DIFFER FROM A RECOUNT")
-    slow = [name for name, (_, most) in figures.items() if most > LIMIT_MS]
-    print(f"slower than {LIMIT_MS:.0f} ms at p95: {', '.join(slow) or 'none'}")
+    slow = [
+        name for name, (_, most) in figures.items() if most > (LIMIT_TOP_MS if name.startswith("top") else LIMIT_MS)
+    ]
+    print(f"slower at p95 than {LIMIT_MS:.0f} ms, top lists than {LIMIT_TOP_MS:.0f} ms: {', '.join(slow) or 'none'}")
     return 0 if same and not slow and speed >= LIMIT_ROWS_SECOND else 1
 
 

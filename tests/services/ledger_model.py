@@ -180,17 +180,21 @@ class Model:
         return "done"
 
     def purchase(self, key: str, amount: int) -> str:
+        self.expire()
         self.bought[key] = amount
         return self._post("purchases", amount)
 
     def refund(self, purchase: str, amount: int) -> str:
+        """Give back money for bought credits; what was granted is none."""
+        self.expire()
         if amount > self.bought[purchase]:
             return "above"
-        said = self._post("purchases", -amount)
+        said = self._post("purchases", -amount, kept=sum(self.remaining().values()))
         self.bought[purchase] -= amount if said == "posted" else 0
         return said
 
     def adjust(self, amount: int) -> str:
+        self.expire()
         return self._post("adjustments", amount)
 
     def grant(self, grant_id: str, source: str, amount: int, priority: int, expires: int | None) -> str:
@@ -283,8 +287,8 @@ class Model:
         for account in hold.limits:
             account.settled -= amount
 
-    def _post(self, source: str, amount: int) -> str:
-        if amount < 0 and self.wallet.settled - self.wallet.held + amount < 0:
+    def _post(self, source: str, amount: int, kept: int = 0) -> str:
+        if amount < 0 and self.wallet.settled - self.wallet.held - kept + amount < 0:
             return "short"
         self.wallet.settled += amount
         self.by_hand[source] -= amount

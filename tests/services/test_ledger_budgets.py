@@ -186,18 +186,20 @@ async def test_a_stranger_finds_no_budget(ledger: RunningLedger, issuer: TestIss
 @pytest.mark.parametrize(
     ("moment", "start", "end"),
     [
-        ("2101-03-10T09:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),  # in UTC, before the change
-        ("2101-03-10T23:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),  # the window that ran goes on
-        ("2101-03-11T00:00:00Z", "2101-03-11T00:00:00Z", "2101-03-11T15:00:00Z"),  # a short one until midnight in Tokyo
+        ("2101-03-10T09:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),
+        ("2101-03-10T23:59:59Z", "2101-03-10T00:00:00Z", "2101-03-11T00:00:00Z"),
+        ("2101-03-11T00:00:00Z", "2101-03-11T00:00:00Z", "2101-03-11T15:00:00Z"),
         ("2101-03-11T15:00:00Z", "2101-03-11T15:00:00Z", "2101-03-12T15:00:00Z"),
-        ("2101-03-14T16:00:00Z", "2101-03-14T15:00:00Z", "2101-03-15T15:00:00Z"),  # Berlin was set, and counts from its end
+        ("2101-03-14T16:00:00Z", "2101-03-14T15:00:00Z", "2101-03-15T15:00:00Z"),
         ("2101-03-15T15:00:00Z", "2101-03-15T15:00:00Z", "2101-03-15T23:00:00Z"),
-        ("2101-03-27T00:00:00Z", "2101-03-26T23:00:00Z", "2101-03-27T22:00:00Z"),  # the day that summer time makes short
+        ("2101-03-27T00:00:00Z", "2101-03-26T23:00:00Z", "2101-03-27T22:00:00Z"),
     ],
 )
 async def test_a_new_time_zone_counts_from_the_end_of_the_window_that_runs(
     ledger: RunningLedger, moment: str, start: str, end: str
 ) -> None:
+    # The window that runs goes on, and a short one follows until the new zone's midnight; the last day is the one that
+    # summer time makes short.
     spender = await tenant(ledger, 0)
     changes = (("Asia/Tokyo", "2101-03-10T10:00:00Z"), ("Europe/Berlin", "2101-03-14T16:00:00Z"))
     for version, (zone, at) in enumerate(changes, 1):

@@ -134,7 +134,8 @@ async def test_a_hold_from_before_midnight_is_settled_in_its_own_day(ledger: Run
         assert await spender.settle("a", 10) == Settled(10 * TOKEN_MICROS, 90 * TOKEN_MICROS, 0, replayed=False)
         assert await spender.spent(budget) == (0, 10 * TOKEN_MICROS, False)
         yesterday = await connection.fetchval(
-            "SELECT (balance_of(id)).settled FROM accounts WHERE budget_id = $1 AND window_start = '2101-03-31T00:00:00Z'",
+            "SELECT (balance_of(id)).settled FROM accounts "
+            "WHERE budget_id = $1 AND window_start = '2101-03-31T00:00:00Z'",
             budget,
         )
         assert yesterday == -10 * TOKEN_MICROS

@@ -7,7 +7,8 @@ from tests.conftest import RunningLedger
 from tests.services.ledger_running import owner, tenant
 
 FACTS = (
-    "nodes", "verification_keys", "prices", "limit_sets", "budgets", "budget_versions", "accounts", "holds", "hold_links", "outcomes",
+    "nodes", "verification_keys", "prices", "limit_sets", "budgets", "budget_versions", "accounts", "holds",
+    "hold_links", "outcomes",
     "transfers", "usage", "audit", "rules",
     "grants", "grant_voids", "grant_cuts", "grant_burns",
     "audit_sources", "audit_keys", "audit_heads",

@@ -31,9 +31,15 @@ from tests.services import ledger_running
 from tests.services.ledger_model import Model
 from tests.services.ledger_running import TOKEN_MICROS, Tenant, asked, check_books, forget_checkpoints, move_time
 
-FEW = settings(max_examples=25, deadline=None, database=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
-               suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
-MANY = settings(FEW, max_examples=600, derandomize=False)
+FEW = settings(
+    max_examples=25,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+MANY = settings(FEW, max_examples=400, derandomize=False)
 SOME = st.integers(0, 12)  # tokens
 MUCH = st.integers(0, 40)
 MICROS = st.integers(1, 12).map(lambda tokens: tokens * TOKEN_MICROS) | st.integers(1, 12 * TOKEN_MICROS)
