@@ -197,6 +197,7 @@ BEGIN
     RETURN;
   END IF;
 
+  PERFORM expire_grants(p_org, p_at);  -- before an overage looks for what is available
   SELECT array_agg(id ORDER BY place, id) INTO a_id FROM (
     SELECT account_of(p_org, 'wallet') AS id, 1 AS place
     UNION SELECT account_of(p_org, 'revenue'), 2

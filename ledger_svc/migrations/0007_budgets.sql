@@ -36,6 +36,12 @@ BEGIN
     SELECT p_id, p_org, p_target, p_period, coalesce(max(ordinal), 0) + 1, p_key, v_at FROM budgets WHERE organization_id = p_org;
   INSERT INTO budget_versions (budget_id, version, limit_micros, auto_disable, disabled, request_id, actor, recorded_at)
     VALUES (p_id, 1, p_limit, p_auto, false, p_key, p_actor, v_at);
+  -- The worklist is derived: were a part of it lost, this budget would miss holds in flight for ever.
+  IF (SELECT b.held FROM balance_of(account_of(p_org, 'wallet')) b) <>
+     (SELECT coalesce(sum(h.ceiling_micros), 0) FROM open_holds o JOIN holds h USING (organization_id, request_id)
+       WHERE o.organization_id = p_org) THEN
+    PERFORM rebuild_open_holds(p_org);
+  END IF;
   v_start := (window_of(p_org, p_period, v_at)).starts;
   v_same := v_start = p_start;  -- midnight may have passed since the count
   PERFORM open_window(p_org, p_id, p_target, v_start, v_at, true, CASE WHEN v_same THEN p_counted ELSE 0 END, CASE WHEN v_same THEN p_known ELSE 0 END);

@@ -47,13 +47,15 @@ $$;
 
 -- Recompute everything that is kept for speed, and check what must hold of facts. One row for each thing that is wrong, at
 -- most 1,000; none when the books are right. Reads one snapshot and takes no lock.
-CREATE FUNCTION verify_books(p_org text) RETURNS TABLE (what text, subject text, expected text, found text) LANGUAGE sql STABLE AS $$
-  WITH wrong AS (
-    SELECT 'settled' AS what, r.account_id::text AS subject, r.settled::text AS expected, b.settled::text AS found
-      FROM recount(p_org) r CROSS JOIN LATERAL balance_of(r.account_id) b WHERE b.settled <> r.settled
+CREATE FUNCTION verify_books(p_org text) RETURNS TABLE (what text, subject text, expected text, found text) LANGUAGE sql STABLE
+SET work_mem = '64MB' AS $$
+  WITH counted AS MATERIALIZED (
+    SELECT r.account_id, r.settled, r.held, b.settled AS kept, b.held AS kept_held
+      FROM recount(p_org) r CROSS JOIN LATERAL balance_of(r.account_id) b
+  ), wrong AS (
+    SELECT 'settled' AS what, account_id::text AS subject, settled::text AS expected, kept::text AS found FROM counted WHERE kept <> settled
     UNION ALL
-    SELECT 'held', r.account_id::text, r.held::text, b.held::text
-      FROM recount(p_org) r CROSS JOIN LATERAL balance_of(r.account_id) b WHERE b.held <> r.held
+    SELECT 'held', account_id::text, held::text, kept_held::text FROM counted WHERE kept_held <> held
     UNION ALL
     SELECT 'floor', 'wallet', 'settled >= held >= 0', b.settled || ' >= ' || b.held || ' >= 0'
       FROM accounts a CROSS JOIN LATERAL balance_of(a.id) b
@@ -84,7 +86,9 @@ CREATE FUNCTION verify_books(p_org text) RETURNS TABLE (what text, subject text,
     UNION ALL
     SELECT 'open', h.request_id, 'open', 'not listed'
       FROM holds h
-     WHERE h.organization_id = p_org AND h.status = 1 AND NOT EXISTS (SELECT 1 FROM ends e WHERE e.organization_id = p_org AND e.request_id = h.request_id)
+     WHERE h.organization_id = p_org AND h.status = 1
+       AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.organization_id = p_org AND u.request_id = h.request_id)
+       AND NOT EXISTS (SELECT 1 FROM outcomes e WHERE e.organization_id = p_org AND e.request_id = h.request_id)
        AND NOT EXISTS (SELECT 1 FROM open_holds o WHERE o.organization_id = p_org AND o.request_id = h.request_id)
     UNION ALL
     SELECT 'open', o.request_id, e.phase, 'listed as open'

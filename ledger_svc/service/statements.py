@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from mandate.ledger.v1 import statements_pb2 as pb
 from mandate.ledger.v1 import statements_pb2_grpc as rpc
 from mesh import ids
 from mesh.db import Database
-from mesh.errors import NotFound, invalid
+from mesh.errors import NotFound, Unavailable, invalid
 from mesh.paging import page_of, token_of
 
 PAGE_MAX = 500
@@ -32,6 +33,7 @@ class StatementServicer(rpc.StatementServiceServicer):
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._verifying = asyncio.Lock()
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.Balance:
         organization_id, at = request.organization_id, None
@@ -91,7 +93,10 @@ class StatementServicer(rpc.StatementServiceServicer):
         return response
 
     async def VerifyBooks(self, request: pb.VerifyBooksRequest, context: Context) -> pb.VerifyBooksResponse:
-        wrong, reached = await store.verify(self._db, request.organization_id)
+        if self._verifying.locked():
+            raise Unavailable("OVERLOADED", "another organization's books are being checked", retry_after_ms=5_000)
+        async with self._verifying:  # it takes a connection for seconds, of which charges need every one
+            wrong, reached = await store.verify(self._db, request.organization_id)
         return pb.VerifyBooksResponse(
             discrepancies=[pb.Discrepancy(**dict(row)) for row in wrong],
             transfer_seq=reached["transfers"],

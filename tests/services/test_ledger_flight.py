@@ -19,7 +19,15 @@ from ledger_svc.store import prices as price_store
 from mandate.ledger.v1 import charges_pb2 as pb
 from mesh import ids
 from tests.conftest import RunningLedger
-from tests.services.ledger_running import Tenant, check_books, forget_checkpoints, move_time, owner, tenant
+from tests.services.ledger_running import (
+    TOKEN_MICROS,
+    Tenant,
+    check_books,
+    forget_checkpoints,
+    move_time,
+    owner,
+    tenant,
+)
 from tests.services.test_ledger_stream import Gateway, hold, settle, stream
 
 SPENDERS, AGENTS, ASIDE, PART = 4, 8, 8, 100  # ASIDE: parts that each spender has in flight from the beginning
@@ -158,8 +166,8 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-# What each window must have spent by the facts of usage alone: a hold counts in the window that its own moment had, in
-# the time zone of that moment; and in each that was opened later and begins before it.
+# What each window must have spent by the facts of usage alone: a hold counts in the window that its own moment was in, and
+# in each that was opened later and begins before it.
 WINDOWS = """
 SELECT b.id, a.window_start, a.opening_micros, c.settled, c.held,
        (SELECT coalesce(sum(u.charged_micros), 0) FROM usage u
@@ -308,16 +316,32 @@ async def test_agents_prices_and_time_change_while_thousands_of_holds_are_in_fli
             lambda: put_prices(ledger, json.dumps(dearer)),
             lambda: hand.zone("Pacific/Auckland"),
             lambda: first.budget(PLENTY, target=first.path[1], period="daily"),
-            lambda: hand.time("2100-01-31T11:30:00Z"),  # midnight and the end of a month over there
+            lambda: hand.time("2100-02-01T00:30:00Z"),  # a new day and month, from here on by the clocks over there
             lambda: hand.move(0),
             lambda: hand.zone("America/New_York"),
-            lambda: hand.time("2100-02-01T05:30:00Z"),
+            lambda: hand.time("2100-02-01T11:30:00Z"),  # midnight over there
         ]
         async with in_flight(fleet):
             await while_they_run(fleet, changes)
         await check_books(connection, first.organization)
-        assert await check_windows(connection, first.organization) > 12
+        assert (
+            await check_windows(connection, first.organization) == 4 + 4 * 2 + 4 * 3 + 2
+        )  # total, monthly, daily, new
         assert len(await check_charges(connection, ledger, first.organization)) == 2
+
+
+async def test_a_budget_made_while_the_worklist_is_lost_counts_what_is_in_flight(ledger: RunningLedger) -> None:
+    first = await tenant(ledger, PLENTY)
+    await first.place("a", 7)
+    await first.place("b", 5)
+    async with owner(ledger.house) as connection:
+        await connection.execute("DELETE FROM open_holds WHERE organization_id = $1", first.organization)
+        cap = await first.budget(20 * TOKEN_MICROS)
+        assert await first.spent(cap) == (0, 12 * TOKEN_MICROS, False)
+        await first.settle("a", 6)
+        await first.void("b")
+        assert await first.spent(cap) == (6 * TOKEN_MICROS, 0, False)
+        await check_books(connection, first.organization)
 
 
 async def test_what_is_derived_may_be_lost_while_thousands_of_holds_are_in_flight(ledger: RunningLedger) -> None:
