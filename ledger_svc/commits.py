@@ -28,7 +28,7 @@ from ledger_svc.holds import (
 from ledger_svc.store import charges
 from mesh.db import Database, StatementError
 from mesh.errors import Internal, MeshError, Unavailable
-from mesh.telemetry import logs, metrics
+from mesh.telemetry import logs, metrics, traces
 
 
 class Keyed(Protocol):
@@ -66,6 +66,7 @@ class Waiting(Generic[Item, Outcome]):
     asker: Asker
     answer: Answer[Outcome]
     until: float = 0.0
+    span: traces.Span | None = None
 
 
 @dataclass(slots=True)
@@ -95,23 +96,31 @@ class Commits:
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def place(
+    def place(  # one parameter a part of the question
         self,
         organization_id: str,
         item: Placing,
         wait_ms: int,
         asker: Asker,
         answer: Answer[Placed],
+        span: traces.Span | None = None,
     ) -> None:
         """Queue a request for a hold; it may wait up to `wait_ms` for headroom."""
         lane = self._lane(organization_id)
         until = asyncio.get_running_loop().time() + wait_ms / 1000 if wait_ms else 0.0
-        _queue(lane, lane.holds, Waiting(item, asker, answer, until))
+        _queue(lane, lane.holds, Waiting(item, asker, answer, until, span))
 
-    def settle(self, organization_id: str, item: Settling, asker: Asker, answer: Answer[SettleOutcome]) -> None:
+    def settle(  # likewise
+        self,
+        organization_id: str,
+        item: Settling,
+        asker: Asker,
+        answer: Answer[SettleOutcome],
+        span: traces.Span | None = None,
+    ) -> None:
         """Queue a settlement."""
         lane = self._lane(organization_id)
-        _queue(lane, lane.settles, Waiting(item, asker, answer))
+        _queue(lane, lane.settles, Waiting(item, asker, answer, span=span))
 
     def void(self, organization_id: str, item: Voiding, asker: Asker, answer: Answer[VoidOutcome]) -> None:
         """Queue a void."""
@@ -168,9 +177,10 @@ class Commits:
         final = _final(holds)
         placings = [(waiting.item, last) for waiting, last in zip(holds, final, strict=True)]
         try:
-            settled, placed = await charges.settle_and_place(
-                self._db, lane.organization_id, [waiting.item for waiting in settles], placings
-            )
+            with traces.within(_span([*settles, *holds])):
+                settled, placed = await charges.settle_and_place(
+                    self._db, lane.organization_id, [waiting.item for waiting in settles], placings
+                )
         except StatementError:  # one bad item must not fail its neighbours
             await self._commit(lane, "settle", settles, charges.settle)
             await self._decide(lane, holds)
@@ -218,7 +228,8 @@ class Commits:
             return
         metrics.LEDGER_BATCH.labels(kind).observe(len(batch))
         try:
-            outcomes = await write(self._db, lane.organization_id, [waiting.item for waiting in batch])
+            with traces.within(_span(batch)):
+                outcomes = await write(self._db, lane.organization_id, [waiting.item for waiting in batch])
         except StatementError as error:
             if len(batch) > 1:
                 for waiting in batch:  # one bad item must not fail its neighbours
@@ -238,6 +249,11 @@ def _told(error: Exception, kind: str, lane: Lane) -> MeshError:
         return error
     log.error("commit.bug", error, kind=kind, organization_id=lane.organization_id)
     return Internal("INTERNAL", "the ledger failed on this")
+
+
+def _span(batch: Sequence[Waiting[Any, Any]]) -> traces.Span | None:
+    """Return the span that a commit of many is shown under: the first traced item's."""
+    return next((waiting.span for waiting in batch if waiting.span is not None), None)
 
 
 def _pass_on(waiting: Waiting[Item, Outcome], outcome: Outcome) -> None:

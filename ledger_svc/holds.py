@@ -163,4 +163,4 @@ class Voided:
     replayed: bool
 
 
-VoidOutcome = Voided | Ended
+VoidOutcome = Voided | Ended | Differs

@@ -15,6 +15,7 @@ from ledger_svc.heads import ChainBroken, Growing, Head
 from ledger_svc.store import audit as store
 from mesh import audit_keys
 from mesh.audit_keys import AuditKeys, BadKeyFile
+from mesh.canonical import NotCanonical
 from mesh.db import Connection, Database
 from mesh.errors import MeshError
 from mesh.settings import SettingsError
@@ -115,7 +116,10 @@ async def _last(tx: Connection, keys: AuditKeys, organization_id: str) -> Head |
     row = await store.last_head(tx, organization_id)
     if row is None:
         return None
-    head = Head.of(row["head"])
+    try:
+        head = Head.of(row["head"])
+    except (NotCanonical, KeyError, TypeError, ValueError) as error:  # a row that no signer wrote
+        raise ForeignHead(row["seq"]) from error
     if head.seq != row["seq"] or not keys.knows(row["head"], head.key_id, row["signature"]):
         raise ForeignHead(row["seq"])
     return head

@@ -98,6 +98,8 @@ def void_answer(request_id: str, outcome: VoidOutcome | MeshError) -> charges_pb
             answer.voided.CopyFrom(charges_pb2.Voided(replayed=replayed))
         case Ended(how=how):
             answer.fault.CopyFrom(faults.to_fault(FailedPrecondition("HOLD_ENDED", f"the hold was {how}", how=how)))
+        case Differs(field=field):
+            answer.fault.CopyFrom(faults.to_fault(differs(field)))
         case MeshError():
             answer.fault.CopyFrom(faults.to_fault(outcome))
     return answer

@@ -1,6 +1,6 @@
 -- The other ends of a hold: void (nothing went upstream), uncertain (the holder lapsed), resolved (somebody decided).
 
--- Status of an item: 1 voided, 2 it was settled, 3 it was resolved by hand. A key that was never placed is closed for ever.
+-- Status of an item: 1 voided, 2 it was settled, 3 it was resolved by hand, 4 it is another agent's. A key that was never placed is closed for ever.
 CREATE FUNCTION void_holds(
   p_org text, p_request text[], p_agent text[], p_reason text[], OUT status smallint[], OUT replayed boolean[]
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
@@ -18,6 +18,7 @@ BEGIN
         VALUES (p_org, p_request[i], p_agent[i], '', '', '', '', '{}', 0, 0, 0, 0, 5, 0, 0, 0, '', '', 0, v_at);
       CONTINUE;
     END IF;
+    IF h.agent_id <> p_agent[i] THEN status[i] := 4; CONTINUE; END IF;
     v_phase := end_of(p_org, p_request[i]);
     IF h.status <> 1 OR v_phase = 'voided' THEN replayed[i] := true; CONTINUE; END IF;
     IF v_phase = 'settled' THEN status[i] := 2; CONTINUE; END IF;

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ledger_svc import pricing
 from ledger_svc.commits import Answer, Asker, Commits
 from ledger_svc.holds import (
+    Differs,
     Granted,
     NoHold,
     Placed,
@@ -53,34 +54,36 @@ class Intake:
         self._prices = prices
         self._organizations: dict[str, str] = {}
         self._finding: dict[str, asyncio.Task[str | None]] = {}
-        self._held: dict[tuple[str, str], tuple[Price, ...]] = {}
+        self._held: dict[tuple[str, str], tuple[Price, ...]] = {}  # by agent and request
         self._tasks: set[asyncio.Task[None]] = set()
 
     def place(self, holder_id: str, message: pb.PlaceHold, asker: Asker, answer: Answer[Placed]) -> None:
         """Queue a request for a hold."""
-        answer = _traced("ledger.place", message.traceparent, answer)
+        span = traces.serve("ledger.place", message.traceparent) if message.traceparent else None
+        answer = _ending(span, answer)
         try:
             _check_place(message)
             organization_id = self._organizations.get(message.agent_id)
             prices = self._known_prices(message)
             if organization_id is None or prices is None:
-                self._start(self._place_unknown(holder_id, message, asker, answer), answer)
+                self._start(self._place_unknown(holder_id, message, asker, answer, span), answer)
             else:
-                self._queue_hold(organization_id, holder_id, message, prices, asker, answer)
+                self._queue_hold(organization_id, holder_id, message, prices, asker, answer, span)
         except MeshError as error:
             answer(error)
 
     def settle(self, message: pb.SettleHold, asker: Asker, answer: Answer[SettleOutcome]) -> None:
         """Queue a settlement."""
-        answer = _traced("ledger.settle", message.traceparent, answer)
+        span = traces.serve("ledger.settle", message.traceparent) if message.traceparent else None
+        answer = _ending(span, answer)
         try:
             _check_settle(message)
             organization_id = self._organizations.get(message.agent_id)
-            prices = self._held.pop((organization_id, message.request_id), None) if organization_id else None
+            prices = self._held.pop((message.agent_id, message.request_id), None)
             if organization_id is None or prices is None:  # placed by another replica, or settled before
-                self._start(self._settle_unknown(message, asker, answer), answer)
+                self._start(self._settle_unknown(message, asker, answer, span), answer)
             else:
-                self._queue_settlement(organization_id, message, prices, asker, answer)
+                self._queue_settlement(organization_id, message, prices, asker, answer, span)
         except MeshError as error:
             answer(error)
 
@@ -143,7 +146,9 @@ class Intake:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _place_unknown(self, holder_id: str, message: pb.PlaceHold, asker: Asker, answer: Answer[Placed]) -> None:
+    async def _place_unknown(
+        self, holder_id: str, message: pb.PlaceHold, asker: Asker, answer: Answer[Placed], span: traces.Span | None
+    ) -> None:
         organization_id = await self._organization_of(message.agent_id)
         if organization_id is None:
             answer(StalePath())
@@ -154,9 +159,9 @@ class Intake:
             if price is None:
                 raise NotFound("PRICE_NOT_FOUND", f"no price for {route.model!r}"[:200], model=route.model[:100])
             prices.append(price)
-        self._queue_hold(organization_id, holder_id, message, tuple(prices), asker, answer)
+        self._queue_hold(organization_id, holder_id, message, tuple(prices), asker, answer, span)
 
-    def _queue_hold(  # one parameter a part of the question
+    def _queue_hold(  # noqa: PLR0913, PLR0917  # one parameter a part of the question
         self,
         organization_id: str,
         holder_id: str,
@@ -164,6 +169,7 @@ class Intake:
         prices: tuple[Price, ...],
         asker: Asker,
         answer: Answer[Placed],
+        span: traces.Span | None,
     ) -> None:
         wanted, key = message.output_tokens_wanted, message.request_id
         bound = pricing.bound(prices, message.input_tokens_max, wanted, message.choices)
@@ -188,29 +194,33 @@ class Intake:
             if isinstance(placed, Granted) and not placed.replayed:
                 if len(self._held) >= HOLDS_MAX:
                     self._held.clear()
-                self._held[organization_id, key] = prices
+                self._held[message.agent_id, key] = prices
             answer(placed)
 
-        self._commits.place(organization_id, placing, min(message.wait_ms_max, WAIT_MS_MAX), asker, remember)
+        self._commits.place(organization_id, placing, min(message.wait_ms_max, WAIT_MS_MAX), asker, remember, span)
 
-    async def _settle_unknown(self, message: pb.SettleHold, asker: Asker, answer: Answer[SettleOutcome]) -> None:
+    async def _settle_unknown(
+        self, message: pb.SettleHold, asker: Asker, answer: Answer[SettleOutcome], span: traces.Span | None
+    ) -> None:
         organization_id = await self._organization_of(message.agent_id)
-        found: list[tuple[str, str]] | None = None
-        if organization_id is not None:
-            found = await charges.prices_of(self._db, organization_id, message.request_id)
+        found = await charges.terms_of(self._db, organization_id, message.request_id) if organization_id else None
         if organization_id is None or found is None:
             answer(NoHold())
             return
-        prices = tuple([await self._prices.version(price_id, route) for price_id, route in found])
-        self._queue_settlement(organization_id, message, prices, asker, answer)
+        if found.agent_id != message.agent_id:
+            answer(Differs("agent_id"))
+            return
+        prices = tuple([await self._prices.version(price_id, route) for price_id, route in found.prices])
+        self._queue_settlement(organization_id, message, prices, asker, answer, span)
 
-    def _queue_settlement(
+    def _queue_settlement(  # likewise
         self,
         organization_id: str,
         message: pb.SettleHold,
         prices: tuple[Price, ...],
         asker: Asker,
         answer: Answer[SettleOutcome],
+        span: traces.Span | None,
     ) -> None:
         if not 0 <= message.route < len(prices):
             raise invalid("route", "the hold has no such route")
@@ -235,7 +245,7 @@ class Intake:
             message.first_token_ms,
             message.streamed,
         )
-        self._commits.settle(organization_id, settling, asker, answer)
+        self._commits.settle(organization_id, settling, asker, answer, span)
 
     def _known_prices(self, message: pb.PlaceHold) -> tuple[Price, ...] | None:
         found: list[Price] = []
@@ -268,8 +278,7 @@ class Intake:
         return found
 
 
-def _traced(name: str, traceparent: str, answer: Answer[Result]) -> Answer[Result]:
-    span = traces.serve(name, traceparent) if traceparent else None
+def _ending(span: traces.Span | None, answer: Answer[Result]) -> Answer[Result]:
     if span is None:
         return answer
 
@@ -322,6 +331,8 @@ def _check_post(message: pb.PostCharge) -> None:
     _check_text("api_key_id", message.api_key_id, length_min=0)
     _check_text("end_user", message.end_user, length_min=0, length_max=END_USER_MAX)
     _check_text("provider", message.provider, length_max=NAME_MAX)
+    if "/" in message.provider:
+        raise invalid("provider", "must not hold a slash: holds know it as provider/model")
     _check_text("model", message.model, length_max=NAME_MAX)
     if not 1 <= message.amount_micros <= MICROS_MAX:
         raise invalid("amount_micros", f"must be 1 to {MICROS_MAX}")

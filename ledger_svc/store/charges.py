@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ledger_svc.holds import (
@@ -202,21 +203,38 @@ async def void(db: Database, organization_id: str, items: Sequence[Voiding]) -> 
         [item.agent_id for item in items],
         [item.reason for item in items],
     )
-    return [
-        Voided(replayed) if status == 1 else Ended(ENDS[status])
-        for status, replayed in zip(row["status"], row["replayed"], strict=True)
-    ]
+    return [_voided(*fields) for fields in zip(row["status"], row["replayed"], strict=True)]
 
 
-async def prices_of(db: Database, organization_id: str, request_id: str) -> list[tuple[str, str]] | None:
-    """Return the price id and the route of each way that a granted hold may take; None when there is no such hold."""
+def _voided(status: int, replayed: bool) -> VoidOutcome:  # noqa: FBT001  # a column
+    match status:
+        case 1:
+            return Voided(replayed)
+        case 4:
+            return Differs("agent_id")
+        case _:
+            return Ended(ENDS[status])
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Whose a granted hold is, and the price id and route of each way that it may take; none for a charge at once."""
+
+    agent_id: str
+    prices: tuple[tuple[str, str], ...]
+
+
+async def terms_of(db: Database, organization_id: str, request_id: str) -> Terms | None:
+    """Return the terms of a granted hold; None when there is no such hold."""
     row = await db.row(
-        "SELECT price_ids, routes FROM holds WHERE organization_id = $1 AND request_id = $2 AND status = $3",
+        "SELECT agent_id, price_ids, routes FROM holds WHERE organization_id = $1 AND request_id = $2 AND status = $3",
         organization_id,
         request_id,
         GRANTED,
     )
-    return list(zip(row["price_ids"], row["routes"].split(","), strict=True)) if row else None
+    if row is None:
+        return None
+    return Terms(row["agent_id"], tuple(zip(row["price_ids"], row["routes"].split(","), strict=False)))
 
 
 async def open_lease(db: Database, holder_id: str) -> bool:

@@ -25,6 +25,11 @@ class Span:
         if self._span is not None:
             self._span.set_attribute(key, value)
 
+    @property
+    def raw(self) -> Any:
+        """Return the SDK's own span."""
+        return self._span
+
     def end(self) -> None:
         """Close a span that was opened without a block."""
         if self._span is not None:
@@ -69,6 +74,18 @@ def serve(name: str, traceparent: str) -> Span | None:
     from opentelemetry.trace import SpanKind  # noqa: PLC0415
 
     return Span(_tracer.start_span(name, context=_context(traceparent), kind=SpanKind.SERVER))
+
+
+@contextmanager
+def within(span: Span | None) -> Generator[None]:
+    """Let what the block does be part of a span that was opened without a block."""
+    if span is None or _tracer is None:
+        yield
+        return
+    from opentelemetry import trace  # noqa: PLC0415
+
+    with trace.use_span(span.raw, end_on_exit=False):
+        yield
 
 
 def _context(traceparent: str | None) -> Any:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger_svc import periods
@@ -53,6 +53,7 @@ def test_steps_begin_where_the_clocks_of_the_zone_say(
     assert found == [*(at(f"2026-{text}") for text in begun), at(end)]
 
 
+@settings(deadline=None)
 @given(QUARTERS, st.integers(1, 400 * 96), ZONES, st.sampled_from(Interval))
 def test_steps_are_in_order_and_show_one_hour_day_or_month_each(
     start: datetime, quarters: int, zone: str, interval: Interval

@@ -116,6 +116,19 @@ class Caller:
             await asyncio.sleep(BEAT_SECONDS)
 
 
+@asynccontextmanager
+async def holders(channel: grpc.aio.Channel) -> AsyncGenerator[list[Line | Caller]]:
+    """Keep four holders alive inside the block, two of them with a stream."""
+    ways = [Line(channel), Caller(channel), Line(channel), Caller(channel)]
+    alive = [asyncio.create_task(way.run()) for way in ways]
+    try:
+        yield ways
+    finally:
+        for task in alive:
+            task.cancel()
+        await asyncio.gather(*alive, return_exceptions=True)
+
+
 @dataclass
 class Load:
     """So many spenders of some agents, and everything that was acknowledged to them."""
@@ -129,23 +142,16 @@ class Load:
     heard_at: float = 0.0
 
     @asynccontextmanager
-    async def running(self, channel: grpc.aio.Channel, spenders: int) -> AsyncGenerator[None]:
-        """Spend inside the block, half over two streams; at its end every spender finishes what it began."""
-        ways = [Line(channel), Caller(channel), Line(channel), Caller(channel)]
-        alive = [asyncio.create_task(way.run()) for way in ways]
+    async def spending(self, ways: list[Line | Caller], spenders: int) -> AsyncGenerator[None]:
+        """Spend inside the block; at its end every spender finishes what it began."""
         stop = asyncio.Event()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(spenders):
-                    group.create_task(self._spend(stop, ways[number % len(ways)].ask, number))
-                try:
-                    yield
-                finally:
-                    stop.set()
-        finally:
-            for task in alive:
-                task.cancel()
-            await asyncio.gather(*alive, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for number in range(spenders):
+                group.create_task(self._spend(stop, ways[number % len(ways)].ask, number))
+            try:
+                yield
+            finally:
+                stop.set()
 
     async def _spend(self, stop: asyncio.Event, ask: Ask, number: int) -> None:
         turn = 0

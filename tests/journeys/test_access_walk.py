@@ -122,6 +122,7 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
     return made | {
         "organization_id": tenant.organization_id,
         "organization.id": tenant.organization_id,
+        "rules.organization_id": tenant.organization_id,
         "workspace_id": tenant.workspace_id,
         "agent_group_id": tenant.agent_group_id,
         "agent_id": tenant.agent_id,

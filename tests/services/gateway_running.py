@@ -44,7 +44,7 @@ from vault_svc.keyring import Keyring
 from vault_svc.tenants import TenantKeys
 
 POLLS_MAX = 500
-ROOT_KEY = hashlib.sha256(b"root key of the gateway's tests").digest()
+ROOT_KEY = hashlib.sha256(b"root key of the vault's tests").digest()  # one database, one root key
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ async def mesh_running(house: House, ledger: RunningLedger) -> AsyncGenerator[Me
         stack.push_async_callback(parts.hub.close)
         await signing(parts)
         vault_db = await stack.enter_async_context(db.connect(house.dsn("vault"), service="vault"))
-        tenant_keys = TenantKeys(vault_db, root.LocalRootKeys(Keyring("gateway", {"gateway": ROOT_KEY})))
+        tenant_keys = TenantKeys(vault_db, root.LocalRootKeys(Keyring("k1", {"k1": ROOT_KEY})))
         vault_address = await stack.enter_async_context(
             house.serving(
                 "vault",

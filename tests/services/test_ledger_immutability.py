@@ -111,6 +111,9 @@ async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger) -> None:
         "INSERT INTO hold_links (organization_id, request_id, account_id) VALUES ($1, 'none', -1)", spender.organization
     )
     await spender.settle("a", 1)
+    await spender.void("b")
+    await spender.place("c", 1)
+    await spender.void("c")
     await ledger.database.execute(
         "INSERT INTO rules VALUES ($1, 1, 'UTC', 'list', '', 'test', 'test', now())", spender.organization
     )

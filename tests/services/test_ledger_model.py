@@ -310,6 +310,8 @@ def said_of_void(outcome: VoidOutcome) -> str:
             return "voided"
         case Ended(how=how):
             return how
+        case Differs(field=field):
+            return field
 
 
 async def agents_of(ledger: RunningLedger) -> list[Tenant]:

@@ -14,17 +14,14 @@ from pathlib import Path
 
 from mesh.home import Home
 from mesh.testing import House
-from tests.services.gateway_running import ROOT_KEY
 from vault_svc import root
 
 ROOT = hashlib.sha256(b"root key of the vault's tests").digest()
 
 
 def keyring(path: Path) -> Path:
-    # Both: a vault refuses to start without a root key that any test before this one sealed something under.
-    roots = (("k1", ROOT, "primary"), ("gateway", ROOT_KEY, "enabled"))
-    keys = [{"id": name, "key": base64.b64encode(key).decode(), "state": state} for name, key, state in roots]
-    path.write_text(json.dumps({"keys": keys}))
+    key = base64.b64encode(ROOT).decode()
+    path.write_text(json.dumps({"keys": [{"id": "k1", "key": key, "state": "primary"}]}))
     return path
 
 
