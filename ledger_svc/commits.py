@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from ledger_svc.holds import (
@@ -67,6 +67,20 @@ class Waiting(Generic[Item, Outcome]):
     answer: Answer[Outcome]
     until: float = 0.0
     span: traces.Span | None = None
+    twins: list[Waiting[Item, Outcome]] = field(default_factory=list)  # the same item again, and its askers
+
+    @property
+    def wanted(self) -> bool:
+        """Return whether anybody is left to hear the answer."""
+        return not self.asker.gone or any(twin.wanted for twin in self.twins)
+
+    def tell(self, outcome: Outcome | MeshError) -> None:
+        """Answer everybody who asked this; whoever asked again hears of a replay."""
+        _call(self.answer, outcome)
+        if self.twins:
+            again = _as_replay(outcome)
+            for twin in self.twins:
+                twin.tell(again)
 
 
 @dataclass(slots=True)
@@ -190,7 +204,7 @@ class Commits:
             _answer_all(holds, told)
         else:
             for waiting, outcome in zip(settles, settled, strict=True):
-                waiting.answer(outcome)
+                waiting.tell(outcome)
             _answer_holds(lane, holds, placed, final)
 
     async def _place(self, lane: Lane) -> None:
@@ -257,12 +271,12 @@ def _span(batch: Sequence[Waiting[Any, Any]]) -> traces.Span | None:
 
 
 def _pass_on(waiting: Waiting[Item, Outcome], outcome: Outcome) -> None:
-    waiting.answer(outcome)
+    waiting.tell(outcome)
 
 
 def _queue(lane: Lane, queue: deque[Waiting[Item, Outcome]], waiting: Waiting[Item, Outcome]) -> None:
     if lane.length >= QUEUE_MAX:
-        waiting.answer(Unavailable("OVERLOADED", "too much waits for this organization", retry_after_ms=500))
+        _call(waiting.answer, Unavailable("OVERLOADED", "too much waits for this organization", retry_after_ms=500))
     else:
         queue.append(waiting)
         lane.wake.set()
@@ -281,28 +295,41 @@ def _answer_holds(
             case Refused(refusal=Refusal.IN_FLIGHT, replayed=False) if not last:
                 lane.patient.append(waiting)
             case _:
-                waiting.answer(outcome)
+                waiting.tell(outcome)
 
 
 def _answer_all(batch: Sequence[Waiting[Any, Any]], error: MeshError) -> None:
     for waiting in batch:
-        waiting.answer(error)
+        waiting.tell(error)
+
+
+def _call(answer: Answer[Outcome], outcome: Outcome | MeshError) -> None:
+    try:
+        answer(outcome)
+    except Exception as bug:  # noqa: BLE001  # what one asker does with its answer must not keep the others' from them
+        log.error("commit.unheard", bug)
+
+
+def _as_replay(outcome: Any) -> Any:
+    return replace(outcome, replayed=True) if hasattr(outcome, "replayed") else outcome
 
 
 def _take(queue: deque[Waiting[Item, Outcome]]) -> list[Waiting[Item, Outcome]]:
-    """Take a batch: nothing whose asker is gone, and no key twice (the second waits for the first one's answer)."""
+    """Take a batch: nothing that nobody waits for, no key twice. The same again shares the answer; others wait."""
     batch: list[Waiting[Item, Outcome]] = []
-    keys: set[str] = set()
+    keys: dict[str, Waiting[Item, Outcome]] = {}
     later: list[Waiting[Item, Outcome]] = []
     while queue and len(batch) < BATCH_MAX:
         waiting = queue.popleft()
-        if waiting.asker.gone:
+        if not waiting.wanted:
             continue
-        if waiting.item.request_id in keys:
+        first = keys.setdefault(waiting.item.request_id, waiting)
+        if first is waiting:
+            batch.append(waiting)
+        elif first.item == waiting.item:
+            first.twins.append(waiting)
+        else:
             later.append(waiting)
-            continue
-        keys.add(waiting.item.request_id)
-        batch.append(waiting)
     queue.extendleft(reversed(later))
     return batch
 
@@ -316,4 +343,4 @@ async def _rest(lane: Lane) -> None:
             await lane.wake.wait()
     except TimeoutError:
         lane.freed = True  # try again: another replica may have freed something
-    lane.patient = [waiting for waiting in lane.patient if not waiting.asker.gone]
+    lane.patient = [waiting for waiting in lane.patient if waiting.wanted]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from functools import partial
 
 from ledger_svc.price_book import PriceBook
 from ledger_svc.processing import Handler, Job, UsageProcess
 from ledger_svc.store import charges, events, grants, jobs, statements
 from mesh.clock import SystemClock
-from mesh.db import Database
+from mesh.db import Database, StatementError
 from mesh.errors import MeshError
 from mesh.telemetry import logs, metrics
 
@@ -42,7 +43,10 @@ async def sweep(db: Database, lease_ms: int) -> None:
                 await charges.forgive_silence(db)
                 heard_again = False
             for organization_id in await charges.lapse_holders(db, lease_ms):
-                await _mark_uncertain(db, organization_id)
+                try:
+                    await _mark_uncertain(db, organization_id)
+                except StatementError as error:  # the others' holds must not wait for it
+                    log.error("sweep.refused", error, organization_id=organization_id)
         except MeshError as error:
             heard_again = True
             log.warn("sweep.failed", reason=error.reason)
@@ -89,23 +93,27 @@ def handlers(db: Database, rule_grace: timedelta = RULE_GRACE) -> Mapping[str, H
             return None
         return timedelta() if decided == jobs.RESOLVED_MAX else rule_grace
 
-    async def thin_checkpoints(_: Job) -> timedelta:
-        before, after = SystemClock().now() - THIN_AFTER, ""
-        while found := await statements.organizations_after(db, after, ORGANIZATIONS_AT_ONCE):
-            for organization_id in found:
-                while await statements.thin(db, organization_id, before):
-                    pass
-            after = found[-1]
-        return PRUNE_PAUSE
-
     return {
-        "checkpoints.thin": thin_checkpoints,
+        "checkpoints.thin": partial(_thin_checkpoints, db),
         "grants.expire": expire_grants,
         "holds.resolve": resolve_holds,
         "events.prune": _pruning(db, events.prune, events.PRUNED_MAX),
         "jobs.prune": _pruning(db, jobs.prune_done, jobs.JOBS_PRUNED_MAX),
         "leases.prune": _pruning(db, jobs.prune_leases, jobs.LEASES_PRUNED_MAX),
     }
+
+
+async def _thin_checkpoints(db: Database, _: Job) -> timedelta:
+    before, after = SystemClock().now() - THIN_AFTER, ""
+    while found := await statements.organizations_after(db, after, ORGANIZATIONS_AT_ONCE):
+        for organization_id in found:
+            try:
+                while await statements.thin(db, organization_id, before):
+                    pass
+            except (MeshError, StatementError) as error:  # the others' go on
+                log.warn("checkpoints.not_thinned", organization_id=organization_id, error=type(error).__name__)
+        after = found[-1]
+    return PRUNE_PAUSE
 
 
 def _pruning(db: Database, prune: Callable[[Database], Awaitable[int]], most: int) -> Handler:

@@ -92,6 +92,7 @@ CREATE TABLE limit_sets (
   rules           int NOT NULL,
   until           timestamptz NOT NULL   -- when the first of its windows ends
 );
+CREATE INDEX limit_sets_of_accounts ON limit_sets (hash_array(accounts));
 CREATE INDEX limit_sets_of_agent ON limit_sets (organization_id, agent_id, id DESC);
 
 -- The first answer to each request for a hold, for ever: granted or refused.

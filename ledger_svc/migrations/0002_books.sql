@@ -50,6 +50,10 @@ BEGIN
   END LOOP;
   starts := greatest(window_start(p_period, p_at, v_zone), v_since);
   ends := window_end(p_period, p_at, v_zone);
+  IF starts > p_at THEN  -- before the second of two midnights, where clocks go back over midnight
+    ends := starts;
+    starts := greatest(window_start(p_period, p_at - interval '3 hours', v_zone), v_since);
+  END IF;
 END $$;
 
 -- Return an organization's own account of a kind, made when it is missing.
@@ -122,9 +126,12 @@ CREATE FUNCTION restore_checkpoints(p_org text, p_at timestamptz) RETURNS void L
 $$;
 
 -- See to it that accounts have checkpoints before a commit writes anything about them; the caller holds the lock.
-CREATE FUNCTION ensure_checkpoints(p_org text, p_accounts bigint[], p_at timestamptz) RETURNS void LANGUAGE plpgsql AS $$
+-- It has planner settings of its own, as everything has that walks call: theirs would make it read all checkpoints.
+CREATE FUNCTION ensure_checkpoints(p_org text, p_accounts bigint[], p_at timestamptz) RETURNS void LANGUAGE plpgsql
+SET enable_nestloop = on SET enable_seqscan = off AS $$
 BEGIN
-  IF EXISTS (SELECT 1 FROM unnest(p_accounts) a WHERE NOT EXISTS (SELECT 1 FROM checkpoints c WHERE c.account_id = a)) THEN
+  IF EXISTS (SELECT 1 FROM unnest(p_accounts) a(id)
+              LEFT JOIN LATERAL (SELECT 1 AS one FROM checkpoints x WHERE x.account_id = a.id LIMIT 1) c ON true WHERE c.one IS NULL) THEN
     PERFORM restore_checkpoints(p_org, p_at);
   END IF;
 END $$;
@@ -142,7 +149,7 @@ END $$;
 
 -- Add the next checkpoint of some accounts, each with its change; the caller holds the lock, and each account has one.
 CREATE FUNCTION move_checkpoints(p_accounts bigint[], p_settled bigint[], p_held bigint[], p_at timestamptz, p_seq bigint)
-RETURNS void LANGUAGE sql SET enable_seqscan = off AS $$
+RETURNS void LANGUAGE sql SET enable_nestloop = on SET enable_seqscan = off AS $$
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
     SELECT t.account, p_at, CASE WHEN c.at = p_at THEN c.step + 1 ELSE 0 END, p_seq, c.settled_micros + t.settled, c.held_micros + t.held,
            c.floor_micros, c.disabled, c.auto_disable
@@ -193,11 +200,12 @@ BEGIN
 END $$;
 
 -- Find or keep a set of accounts that is no agent's own, such as one with a budget that was made while a hold was in flight.
-CREATE FUNCTION limit_set_of(p_org text, p_accounts bigint[]) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION limit_set_of(p_org text, p_accounts bigint[]) RETURNS bigint LANGUAGE plpgsql
+SET enable_nestloop = on SET enable_seqscan = off AS $$
 DECLARE v_id bigint;
 BEGIN
   SELECT id INTO v_id FROM limit_sets
-    WHERE organization_id = p_org AND agent_id = '' AND accounts = p_accounts ORDER BY id DESC LIMIT 1;
+    WHERE organization_id || '' = p_org AND hash_array(accounts) = hash_array(p_accounts) AND accounts = p_accounts LIMIT 1;
   IF v_id IS NULL THEN
     INSERT INTO limit_sets (organization_id, agent_id, path, accounts, path_version, budgets, rules, until)
       VALUES (p_org, '', '{}', p_accounts, 0, 0, 0, '-infinity') RETURNING id INTO v_id;

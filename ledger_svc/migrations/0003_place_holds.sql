@@ -215,6 +215,7 @@ BEGIN
          array_agg(coalesce(h.target_id, '') ORDER BY o), array_agg(coalesce(h.short_micros, 0) ORDER BY o),
          array_agg(h.request_id IS NOT NULL ORDER BY o),
          array_agg(CASE WHEN h.request_id IS NULL OR h.status = 5 THEN ''
+                        WHEN (h.holder_id = '') <> (t.holder = '') THEN 'phase'  -- a hold, or a charge at once
                         WHEN h.agent_id <> t.agent THEN 'agent_id'
                         WHEN h.routes <> t.routes THEN 'routes'
                         WHEN h.input_tokens_max <> t.input THEN 'input_tokens_max'
@@ -224,9 +225,9 @@ BEGIN
                         WHEN h.end_user <> t.end_user THEN 'end_user'
                         WHEN h.api_key_id <> t.api_key THEN 'api_key_id' ELSE '' END ORDER BY o)
     INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
-    FROM (SELECT o, request, p_agents[a] AS agent, routes, input, wanted, least, choices, end_user, api_key
-            FROM unnest(p_request, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_end_user, p_api_key)
-                 WITH ORDINALITY x(request, a, routes, input, wanted, least, choices, end_user, api_key, o)) t
+    FROM (SELECT o, request, p_holders[h] AS holder, p_agents[a] AS agent, routes, input, wanted, least, choices, end_user, api_key
+            FROM unnest(p_request, p_holder_of, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_end_user, p_api_key)
+                 WITH ORDINALITY x(request, h, a, routes, input, wanted, least, choices, end_user, api_key, o)) t
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true;
   SELECT array_agg(l.holder_id IS NULL ORDER BY o) INTO v_lapsed
     FROM unnest(p_holders) WITH ORDINALITY t(id, o)

@@ -29,6 +29,11 @@ BEGIN
     FROM unnest(p_request, p_cost) WITH ORDINALITY t(request, cost, o)
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true
     LEFT JOIN LATERAL (SELECT x.ctid FROM open_holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) x ON true;
+  -- The list of open holds is derived: what it says is not taken for what became of a hold.
+  IF v_plain AND EXISTS (SELECT 1 FROM outcomes WHERE organization_id = p_org LIMIT 1) THEN
+    v_plain := NOT EXISTS (SELECT 1 FROM unnest(p_request) r(id)
+                            CROSS JOIN LATERAL (SELECT 1 FROM outcomes x WHERE x.organization_id = p_org AND x.request_id = r.id LIMIT 1) l);
+  END IF;
   IF v_plain AND EXISTS (SELECT 1 FROM hold_links WHERE organization_id = p_org LIMIT 1) THEN
     v_plain := NOT EXISTS (SELECT 1 FROM unnest(p_request) r(id)
                             CROSS JOIN LATERAL (SELECT 1 FROM hold_links x WHERE x.organization_id = p_org AND x.request_id = r.id LIMIT 1) l);
@@ -87,7 +92,7 @@ CREATE FUNCTION write_usage(
   p_charged bigint[], p_breach bigint[], p_provider text[], p_model text[], p_price text[], p_input bigint[], p_cached bigint[],
   p_cache_write bigint[], p_output bigint[], p_reasoning bigint[], p_estimated boolean[], p_outcome text[], p_http_status int[],
   p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[], p_at timestamptz
-) RETURNS void LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+) RETURNS void LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_nestloop = on SET enable_seqscan = off AS $$
 DECLARE v_seq bigint; v_detail text[];
 BEGIN
   v_seq := last_usage(p_org);
@@ -110,12 +115,12 @@ END $$;
 -- Tell of each budget that spending took across 50, 80 or 100 % of its limit, and stop those at their end that are to stop.
 CREATE FUNCTION cross_thresholds(
   p_org text, p_account bigint[], p_settled bigint[] /* after */, p_spent bigint[], p_floor bigint[], p_auto boolean[], p_disabled boolean[], p_at timestamptz
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql SET enable_nestloop = on SET enable_seqscan = off AS $$
 DECLARE v_account bigint[]; v_percent int[]; v_budget text[]; v_subject text[]; v_detail text[];
 BEGIN
   SELECT array_agg(id ORDER BY id, p), array_agg(p ORDER BY id, p) INTO v_account, v_percent
     FROM unnest(p_account, p_settled, p_spent, p_floor) t(id, s, d, f), unnest(ARRAY[50, 80, 100]) p
-   WHERE f < 0 AND d > 0 AND -s * 100 >= -f * p AND -(s + d) * 100 < -f * p;
+   WHERE f < 0 AND d > 0 AND -s::numeric * 100 >= -f::numeric * p AND -(s::numeric + d) * 100 < -f::numeric * p;
   IF v_account IS NOT NULL THEN
     SELECT array_agg(a.budget_id ORDER BY o),
            array_agg('{"limit_micros":' || -r.floor || ',"percent":' || p || ',"target_id":' || to_json(g.target_id) || ',"window_start":"'
@@ -197,7 +202,6 @@ BEGIN
     RETURN;
   END IF;
 
-  PERFORM expire_grants(p_org, p_at);  -- before an overage looks for what is available
   SELECT array_agg(id ORDER BY place, id) INTO a_id FROM (
     SELECT account_of(p_org, 'wallet') AS id, 1 AS place
     UNION SELECT account_of(p_org, 'revenue'), 2

@@ -20,7 +20,7 @@ BEGIN
   v_reason := CASE WHEN p_kind = 'refund' THEN p_purchase || ': ' || p_reason ELSE p_reason END;
   SELECT * INTO t FROM transfers x WHERE x.organization_id || '' = p_org AND x.key = p_key AND x.phase = 'posting';
   IF FOUND THEN
-    field := CASE WHEN t.kind <> p_kind THEN 'kind'
+    field := CASE WHEN t.kind <> p_kind OR v_wallet NOT IN (t.debit, t.credit) OR v_other NOT IN (t.debit, t.credit) THEN 'kind'
                   WHEN (CASE WHEN t.debit = v_wallet THEN -t.amount_micros ELSE t.amount_micros END) <> p_amount THEN 'amount_micros'
                   WHEN t.reason <> v_reason THEN CASE WHEN p_kind = 'refund' AND left(t.reason, length(p_purchase) + 2) <> p_purchase || ': '
                                                       THEN 'purchase_request_id' ELSE 'reason' END
@@ -31,7 +31,8 @@ BEGIN
   END IF;
   IF p_kind = 'refund' THEN
     SELECT x.amount_micros INTO v_bought FROM transfers x
-      WHERE x.organization_id || '' = p_org AND x.key = p_purchase AND x.phase = 'posting' AND x.kind = 'purchase';
+      WHERE x.organization_id || '' = p_org AND x.key = p_purchase AND x.phase = 'posting' AND x.kind = 'purchase'
+        AND x.debit = v_other AND x.credit = v_wallet;
     IF NOT FOUND THEN status := 3; RETURN; END IF;
     SELECT coalesce(sum(x.amount_micros), 0) INTO v_refunded FROM transfers x
       WHERE x.organization_id = p_org AND x.kind = 'refund' AND left(x.reason, length(p_purchase) + 2) = p_purchase || ': ';

@@ -16,15 +16,19 @@ END $$;
 -- row further back is in a checkpoint that was left. Where none is left, everything is counted.
 CREATE FUNCTION balance_at(p_org text, p_account bigint, p_seq bigint) RETURNS bigint LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
-DECLARE v_seq bigint := least(p_seq, last_seq(p_org)); v_time timestamptz; v_from bigint := 0; v_balance bigint; v_moved bigint; c checkpoints;
+DECLARE v_seq bigint := least(p_seq, last_seq(p_org)); v_time timestamptz; v_from bigint := 0; v_balance bigint; v_moved bigint; c checkpoints; a accounts;
 BEGIN
-  SELECT opening_micros INTO v_balance FROM accounts WHERE id = p_account AND organization_id = p_org;
+  SELECT * INTO a FROM accounts WHERE id = p_account AND organization_id = p_org;
+  v_balance := a.opening_micros;
   SELECT posted_at INTO v_time FROM transfers WHERE organization_id = p_org AND seq = v_seq;
+  -- What a budget opened with was spent before it was made, when it had no balance.
+  IF a.kind = 'budget' AND coalesce(v_time, '-infinity') < a.opened_at THEN RETURN 0; END IF;
   SELECT * INTO c FROM checkpoints
     WHERE account_id = p_account AND at <= coalesce(v_time, '-infinity') AND transfer_seq <= v_seq ORDER BY at DESC, step DESC LIMIT 1;
   IF c.account_id IS NOT NULL THEN
     v_balance := c.settled_micros;
-    v_from := greatest(c.transfer_seq, v_seq / 1024 * 1024 - 4096);
+    -- Every commit touches the wallet, so that a wider gap in its checkpoints was not left by thinning.
+    v_from := CASE WHEN a.kind = 'wallet' THEN c.transfer_seq ELSE greatest(c.transfer_seq, v_seq / 1024 * 1024 - 4096) END;
   END IF;
   SELECT coalesce(sum(g.moved + CASE WHEN p_account = ANY (s.accounts[2:]) THEN g.counted ELSE 0 END), 0) INTO v_moved
     FROM (SELECT limit_set, sum(CASE p_account WHEN debit THEN -amount_micros WHEN credit THEN amount_micros ELSE 0 END) AS moved,
@@ -52,6 +56,11 @@ SET work_mem = '64MB' AS $$
   WITH counted AS MATERIALIZED (
     SELECT r.account_id, r.settled, r.held, b.settled AS kept, b.held AS kept_held
       FROM recount(p_org) r CROSS JOIN LATERAL balance_of(r.account_id) b
+  ), told AS MATERIALIZED (
+    SELECT line::json ->> 'subject' AS subject FROM audit WHERE organization_id = p_org AND line LIKE '{"action":"credits.%'
+  ), ranges AS MATERIALIZED (
+    SELECT (line::json -> 'detail' ->> 'first_seq')::bigint AS first_seq, (line::json -> 'detail' ->> 'last_seq')::bigint AS last_seq
+      FROM audit WHERE organization_id = p_org AND line LIKE '{"action":"transfers.posted"%'
   ), wrong AS (
     SELECT 'settled' AS what, account_id::text AS subject, settled::text AS expected, kept::text AS found FROM counted WHERE kept <> settled
     UNION ALL
@@ -81,6 +90,12 @@ SET work_mem = '64MB' AS $$
                    FROM transfers WHERE organization_id = p_org AND phase IN ('charge', 'overage', 'breach') GROUP BY key) t ON t.key = u.request_id
      WHERE u.organization_id = p_org AND (u.charged_micros, u.breach_micros) <> (coalesce(t.charged, 0), coalesce(t.breach, 0))
     UNION ALL
+    SELECT 'unaudited', t.seq::text, 'a line in the audit chain', 'none'
+      FROM transfers t
+     WHERE t.organization_id = p_org AND t.phase = 'posting' AND t.kind NOT IN ('grant', 'breakage', 'grant_void')
+       AND NOT EXISTS (SELECT 1 FROM told WHERE told.subject = t.key)
+       AND NOT EXISTS (SELECT 1 FROM ranges WHERE t.seq BETWEEN first_seq AND last_seq)
+    UNION ALL
     SELECT 'charged twice', t.key, '1', count(*)::text FROM transfers t
      WHERE t.organization_id = p_org AND t.phase = 'charge' GROUP BY t.key HAVING count(*) > 1
     UNION ALL
@@ -108,7 +123,7 @@ CREATE TABLE thinnings (
 );
 GRANT SELECT ON thinnings TO mandate_ledger;
 
--- Delete checkpoints for which a later one of the same account and the same 1,024 transfers stands in, over the next 50,000
+-- Delete checkpoints for which a later one of the same account and the same 1,024 transfers stands in, over the next 10,000
 -- transfers before a moment. The last of every account stays. Runs as the owner: the service itself may delete none.
 -- Returns whether there is more to do.
 CREATE FUNCTION thin_checkpoints(p_org text, p_before timestamptz) RETURNS boolean LANGUAGE plpgsql
@@ -118,7 +133,7 @@ BEGIN
   INSERT INTO thinnings (organization_id, until) VALUES (p_org, '-infinity') ON CONFLICT DO NOTHING;
   SELECT until INTO v_from FROM thinnings WHERE organization_id = p_org FOR UPDATE SKIP LOCKED;
   IF NOT FOUND THEN RETURN false; END IF;
-  SELECT posted_at INTO v_until FROM transfers WHERE organization_id = p_org AND seq = seq_at(p_org, v_from) + 50000;
+  SELECT posted_at INTO v_until FROM transfers WHERE organization_id = p_org AND seq = seq_at(p_org, v_from) + 10000;
   v_until := least(coalesce(v_until, p_before), p_before);
   DELETE FROM checkpoints WHERE ctid = ANY (ARRAY(
     SELECT k.id FROM accounts a

@@ -38,6 +38,7 @@ from mesh.telemetry import logs, traces
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
 HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
 ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, KEY_MAX, REASON_MAX, END_USER_MAX, NAME_MAX = 8, 128, 250, 64, 200, 128, 100
+HTTP_STATUS_MAX = 999
 OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
 
 Result = TypeVar("Result")
@@ -317,6 +318,10 @@ def _check_settle(message: pb.SettleHold) -> None:
     _check_tokens("usage.cache_write_tokens", usage.cache_write_tokens)
     _check_tokens("usage.output_tokens", usage.output_tokens)
     _check_tokens("usage.reasoning_tokens", usage.reasoning_tokens)
+    if not 0 <= message.http_status <= HTTP_STATUS_MAX:
+        raise invalid("http_status", f"must be 0 to {HTTP_STATUS_MAX}")
+    if min(message.latency_ms, message.overhead_ms, message.first_token_ms) < 0:
+        raise invalid("latency_ms", "no time that was taken is below 0, nor are overhead_ms and first_token_ms")
     if message.outcome not in OUTCOMES:
         raise invalid("outcome", f"must be one of {', '.join(sorted(OUTCOMES))}")
 

@@ -25,7 +25,7 @@ from mesh.paging import Page, next_token, page_of
 PAGE_MAX = 500
 REASON_MAX = 500
 BATCH_MAX = 1_000
-TRANSFER_KINDS = frozenset({"purchase", "refund", "adjustment", "promotion", "reversal", "repayment", "write_off"})
+TRANSFER_KINDS = frozenset({"adjustment", "promotion", "reversal", "repayment", "write_off"})  # the rest have RPCs
 SEQ = re.compile(r"[0-9]{1,18}")
 Context = grpc.aio.ServicerContext[Any, Any]
 

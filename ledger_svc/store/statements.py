@@ -94,12 +94,13 @@ async def verify(db: Database, organization_id: str) -> tuple[list[Row], Row]:
 
 async def rebuild(db: Database, organization_id: str) -> int:
     """Make the list of open holds and missing checkpoints anew; return how many holds were not listed."""
-    count: int = await db.value("SELECT rebuild_derived($1)", organization_id)
-    return count
+    async with db.connection() as connection:
+        count = await connection.fetchval("SELECT rebuild_derived($1)", organization_id, timeout=VERIFY_SECONDS)
+    return int(count or 0)
 
 
 async def thin(db: Database, organization_id: str, before: datetime) -> bool:
-    """Delete checkpoints that others stand in for, over the next 50,000 transfers; return whether there is more."""
+    """Delete checkpoints that others stand in for, over the next 10,000 transfers; return whether there is more."""
     more: bool = await db.value("SELECT thin_checkpoints($1, $2)", organization_id, before)
     return more
 

@@ -126,7 +126,8 @@ async def transfer(db: Database, organization_id: str, seq: int) -> Row | None:
 async def last_transfer_of(db: Database, organization_id: str, key: str) -> Row | None:
     """Return the newest transfer that was posted under a key."""
     return await db.row(
-        f"SELECT {TRANSFER_COLUMNS} FROM {TRANSFER_TABLES} WHERE t.organization_id = $1 AND t.key = $2 "  # noqa: S608
+        f"SELECT {TRANSFER_COLUMNS} FROM {TRANSFER_TABLES} "  # noqa: S608
+        "WHERE t.organization_id = $1 AND t.key = $2 AND t.phase IN ('resolve', 'release', 'suspend') "
         "ORDER BY t.seq DESC LIMIT 1",
         organization_id,
         key,

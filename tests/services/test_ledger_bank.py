@@ -115,11 +115,11 @@ class Writer:
         bought, back = chance.randint(1, CREDIT), chance.randint(1, 3 * CREDIT)
         transfers = [
             wallets_pb2.NewTransfer(
-                request_id=f"{key}.b", kind="purchase", debit_account="purchases", credit_account="wallet",
+                request_id=f"{key}.b", kind="promotion", debit_account="purchases", credit_account="wallet",
                 amount_micros=bought, reason="bought", linked=True,
             ),
             wallets_pb2.NewTransfer(
-                request_id=f"{key}.r", kind="refund", debit_account="wallet", credit_account="purchases",
+                request_id=f"{key}.r", kind="reversal", debit_account="wallet", credit_account="purchases",
                 amount_micros=back, reason="given back",
             ),
         ]  # fmt: skip

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import asyncpg
 import pytest
 
+from mesh.testing import TestIssuer
 from tests.conftest import RunningLedger
+from tests.services.audit_running import auditing
 from tests.services.ledger_running import owner, tenant
 
 FACTS = (
@@ -103,7 +107,7 @@ async def test_the_ledger_reads_no_other_schema(ledger: RunningLedger, schema: s
         await service.close()
 
 
-async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger) -> None:
+async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger, issuer: TestIssuer, tmp_path: Path) -> None:
     spender = await tenant(ledger, 1_000_000)
     budget = await spender.budget(1_000_000)
     await spender.place("a", 1)
@@ -118,8 +122,8 @@ async def test_a_trigger_refuses_even_the_owner(ledger: RunningLedger) -> None:
         "INSERT INTO rules VALUES ($1, 1, 'UTC', 'list', '', 'test', 'test', now())", spender.organization
     )
     await ledger.database.execute("INSERT INTO audit_sources VALUES ($1, 'vault', 1, 1)", spender.organization)
-    await ledger.database.execute("INSERT INTO audit_keys (id, line) VALUES ('none', '{}') ON CONFLICT DO NOTHING")
-    await ledger.database.execute("INSERT INTO audit_heads VALUES ($1, 1, '', '', now())", spender.organization)
+    async with auditing(ledger, issuer, tmp_path, spender) as auditor:
+        await auditor.sign()
     grant = f"grt_{spender.organization}"
     await ledger.database.execute(
         "SELECT make_grant($1, $2, 'g', 1, 50, NULL, 'paid', 'test', 'test', 9)", spender.organization, grant

@@ -132,7 +132,7 @@ class Pair:
     async def void(self, pick: int) -> None:
         if self.keys:
             key = self.keys[-1 - pick % len(self.keys)]
-            assert said_of_void(await self.first.void(key)) == self.model.void(key)
+            assert said_of_void(await self.placed[key][0].void(key)) == self.model.void(key)
 
     async def lapse(self) -> None:
         self.model.lapse()
