@@ -13,18 +13,20 @@ END $$;
 
 -- What an account has settled once the transfers up to `p_seq` are in: the checkpoint before, and the few rows since. Old
 -- checkpoints are thinned out to the last of each account in every 1,024 transfers, and a commit makes fewer than 4,096: a
--- row further back is in a checkpoint that was left. Where none is left, everything is counted.
-CREATE FUNCTION balance_at(p_org text, p_account bigint, p_seq bigint) RETURNS bigint LANGUAGE plpgsql STABLE
+-- row further back is in a checkpoint that was left. Where none is left, everything is counted. `p_at` is the moment that is
+-- meant, where that is later than the transfer.
+CREATE FUNCTION balance_at(p_org text, p_account bigint, p_seq bigint, p_at timestamptz) RETURNS bigint LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE v_seq bigint := least(p_seq, last_seq(p_org)); v_time timestamptz; v_from bigint := 0; v_balance bigint; v_moved bigint; c checkpoints; a accounts;
 BEGIN
   SELECT * INTO a FROM accounts WHERE id = p_account AND organization_id = p_org;
   v_balance := a.opening_micros;
   SELECT posted_at INTO v_time FROM transfers WHERE organization_id = p_org AND seq = v_seq;
+  v_time := coalesce(p_at, v_time, '-infinity');
   -- What a budget opened with was spent before it was made, when it had no balance.
-  IF a.kind = 'budget' AND coalesce(v_time, '-infinity') < a.opened_at THEN RETURN 0; END IF;
+  IF a.kind = 'budget' AND v_time < a.opened_at THEN RETURN 0; END IF;
   SELECT * INTO c FROM checkpoints
-    WHERE account_id = p_account AND at <= coalesce(v_time, '-infinity') AND transfer_seq <= v_seq ORDER BY at DESC, step DESC LIMIT 1;
+    WHERE account_id = p_account AND at <= v_time AND transfer_seq <= v_seq ORDER BY at DESC, step DESC LIMIT 1;
   IF c.account_id IS NOT NULL THEN
     v_balance := c.settled_micros;
     -- Every commit touches the wallet, so that a wider gap in its checkpoints was not left by thinning.

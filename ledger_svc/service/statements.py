@@ -36,7 +36,7 @@ class StatementServicer(rpc.StatementServiceServicer):
         self._verifying: set[str] = set()
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Context) -> pb.Balance:
-        organization_id, at = request.organization_id, None
+        organization_id, at, meant = request.organization_id, None, None
         if request.WhichOneof("as_of") == "seq":
             if not 0 <= request.seq <= SEQ_MAX:
                 raise invalid("seq", f"must be 0 to {SEQ_MAX}")
@@ -44,9 +44,10 @@ class StatementServicer(rpc.StatementServiceServicer):
             at = await store.time_of(self._db, organization_id, seq)
         else:
             at = _moment("time", request, request.time)
+            meant = at or store.NOW
             seq = await store.seq_at(self._db, organization_id, at)
         account = await self._account(organization_id, request.account, at)
-        settled = await store.balance_at(self._db, organization_id, account, seq) if account else 0
+        settled = await store.balance_at(self._db, organization_id, account, seq, meant) if account else 0
         return pb.Balance(organization_id=organization_id, account=request.account, settled_micros=settled, seq=seq)
 
     async def GetStatement(self, request: pb.GetStatementRequest, context: Context) -> pb.GetStatementResponse:
@@ -68,10 +69,11 @@ class StatementServicer(rpc.StatementServiceServicer):
             after, last = int(found[1]), int(found[2])  # the end of the first page stays the end
         until = min(last, after + store.LINES_SCANNED)
         rows = await store.lines(self._db, organization_id, account, after, until, page.size)
-        balance = await store.balance_at(self._db, organization_id, account, after)
+        meant = start if after == first else None
+        balance = await store.balance_at(self._db, organization_id, account, after, meant)
         response = pb.GetStatementResponse(
-            opening_micros=await store.balance_at(self._db, organization_id, account, first),
-            closing_micros=await store.balance_at(self._db, organization_id, account, last),
+            opening_micros=await store.balance_at(self._db, organization_id, account, first, start),
+            closing_micros=await store.balance_at(self._db, organization_id, account, last, end or store.NOW),
         )
         for row in rows:
             balance += row["amount_micros"]

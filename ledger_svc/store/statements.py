@@ -9,6 +9,7 @@ from mesh.db import Database, Row
 
 LINES_SCANNED = 20_000  # transfers that one page of a statement looks at
 VERIFY_SECONDS = 120
+NOW = "infinity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,17 @@ async def time_of(db: Database, organization_id: str, seq: int) -> datetime | No
     return at
 
 
-async def balance_at(db: Database, organization_id: str, account: Account, seq: int) -> int:
-    """Return what an account had settled with every transfer up to `seq`, in micro-credits."""
-    balance: int = await db.value("SELECT balance_at($1, $2, $3)", organization_id, account.id, seq)
+async def balance_at(
+    db: Database, organization_id: str, account: Account, seq: int, at: datetime | str | None = None
+) -> int:
+    """Return what an account had settled with every transfer up to `seq`, in micro-credits.
+
+    `at` is the moment that is meant where it is later than that transfer; NOW is one.
+    """
+    moment = at.isoformat() if isinstance(at, datetime) else at
+    balance: int = await db.value(
+        "SELECT balance_at($1, $2, $3, $4::text::timestamptz)", organization_id, account.id, seq, moment
+    )
     return balance
 
 

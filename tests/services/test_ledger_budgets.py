@@ -220,3 +220,30 @@ async def test_a_new_time_zone_counts_from_the_end_of_the_window_that_runs(
     )
     assert found["starts"], found
     assert found["ends"], found
+
+
+@pytest.mark.parametrize(
+    ("moment", "start", "end"),
+    [
+        ("2026-11-01T03:59:59Z", "2026-10-31T04:00:00Z", "2026-11-01T05:00:00Z"),
+        ("2026-11-01T04:30:00Z", "2026-10-31T04:00:00Z", "2026-11-01T05:00:00Z"),
+        ("2026-11-01T05:00:00Z", "2026-11-01T05:00:00Z", "2026-11-02T05:00:00Z"),
+    ],
+)
+async def test_where_a_day_has_two_midnights_its_window_begins_at_the_second(
+    ledger: RunningLedger, moment: str, start: str, end: str
+) -> None:
+    spender = await tenant(ledger, 0)
+    await ledger.database.execute(
+        "INSERT INTO rules VALUES ($1, 1, 'America/Havana', 'list', '', 'r', 'test', '2026-01-01')",
+        spender.organization,
+    )
+    found = await ledger.database.one(
+        "SELECT starts = $3::text::timestamptz AS starts, ends = $4::text::timestamptz AS ends "
+        "FROM window_of($1, 'daily', $2::text::timestamptz)",
+        spender.organization,
+        moment,
+        start,
+        end,
+    )
+    assert tuple(found.values()) == (True, True)

@@ -242,3 +242,25 @@ async def test_the_list_of_open_holds_is_made_anew_by_the_operator(ledger: Runni
         assert await connection.fetchval(listed, spender.organization) == ["a", "b"]
     assert await spender.settle("a", 1)
     assert await spender.wallet() == (CREDITS - 2 * TOKEN_MICROS, TOKEN_MICROS)
+
+
+async def test_a_budget_has_no_balance_before_it_was_made_and_then_what_was_spent_before(
+    ledger: RunningLedger, issuer: TestIssuer
+) -> None:
+    spender = await tenant(ledger, CREDITS)
+    await spend(spender, 10)
+    budget = await spender.budget(CREDITS)
+    opened = -sum(wallet for _, _, wallet, _ in (await moved(ledger, spender.organization))[1:])
+    last = await statements.seq_at(ledger.database, spender.organization, None)
+    for seq, expected in ((0, 0), (last, 0)):
+        request = pb.GetBalanceRequest(organization_id=spender.organization, account=budget, seq=seq)
+        found = await ask(ledger, issuer, spender.organization, "GetBalance", request)
+        assert isinstance(found, pb.Balance)
+        assert found.settled_micros == expected
+    for spent in (0, TOKEN_MICROS):
+        request = pb.GetBalanceRequest(organization_id=spender.organization, account=budget)
+        found = await ask(ledger, issuer, spender.organization, "GetBalance", request)
+        assert isinstance(found, pb.Balance)
+        assert found.settled_micros == -opened - spent
+        await spender.place("next", 1)
+        await spender.settle("next", 1)
