@@ -29,24 +29,15 @@ LEDGER_BATCH = Histogram(
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 AUDIT_BROKEN = Counter(
-    "mandate_audit_broken_total",
-    "Chains not signed: an entry does not follow, or the last head is of an unknown key.",
-    registry=REGISTRY,
+    "mandate_audit_broken_total", "Audit chains that were found broken, not signed.", registry=REGISTRY
 )
 AUDIT_REFUSED = Counter(
     "mandate_audit_refused_total", "Audit facts that the ledger refused and the log alone has.", registry=REGISTRY
 )
-JOBS = Counter(
-    "mandate_jobs_total",
-    "Slow work by how it ended: done, failed, dead or lost.",
-    ["kind", "outcome"],
-    registry=REGISTRY,
-)
+JOBS = Counter("mandate_jobs_total", "Slow work: done, failed, dead or lost.", ["kind", "outcome"], registry=REGISTRY)
+LATE_SECONDS = (0.1, 0.5, 1, 2, 5, 15, 60, 300, 1800)
 JOB_LATE = Histogram(
-    "mandate_job_late_seconds",
-    "Time from when a job was due to when it was taken up.",
-    registry=REGISTRY,
-    buckets=(0.1, 0.5, 1, 2, 5, 15, 60, 300, 1800),
+    "mandate_job_late_seconds", "From when a job was due to its start.", registry=REGISTRY, buckets=LATE_SECONDS
 )
 OUTBOX_WAITING = Gauge("mandate_outbox_waiting", "Events that wait for delivery.", ["schema"], registry=REGISTRY)
 
