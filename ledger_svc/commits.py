@@ -46,6 +46,7 @@ Answer = Callable[[Outcome | MeshError], None]
 
 BATCH_MAX = 1_000
 QUEUE_MAX = 10_000  # items of one organization that wait; more are shed
+TWINS_MAX = 10_000  # askers who share one item's answer; more wait in the queue
 RETRY_SECONDS = 0.05  # how often waiting holds are tried again when nothing here was freed: another replica may have
 
 log = logs.get(__name__)
@@ -110,7 +111,7 @@ class Commits:
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def place(  # one parameter a part of the question
+    def place(
         self,
         organization_id: str,
         item: Placing,
@@ -124,7 +125,7 @@ class Commits:
         until = asyncio.get_running_loop().time() + wait_ms / 1000 if wait_ms else 0.0
         _queue(lane, lane.holds, Waiting(item, asker, answer, until, span))
 
-    def settle(  # likewise
+    def settle(
         self,
         organization_id: str,
         item: Settling,
@@ -326,7 +327,7 @@ def _take(queue: deque[Waiting[Item, Outcome]]) -> list[Waiting[Item, Outcome]]:
         first = keys.setdefault(waiting.item.request_id, waiting)
         if first is waiting:
             batch.append(waiting)
-        elif first.item == waiting.item:
+        elif first.item == waiting.item and len(first.twins) < TWINS_MAX:
             first.twins.append(waiting)
         else:
             later.append(waiting)

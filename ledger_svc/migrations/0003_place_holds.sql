@@ -151,8 +151,8 @@ BEGIN
   IF v_plain THEN
     SELECT array_agg((c + w * r + 999999) / 1000000 + f ORDER BY o) INTO v_full
       FROM unnest(p_input_cost, p_wanted, p_output_rate, p_flat) WITH ORDINALITY t(c, w, r, f, o);
-    SELECT array_agg(q.account), array_agg(CASE WHEN c.at = v_at THEN c.step + 1 ELSE 0 END), array_agg(c.settled_micros), array_agg(c.held_micros + q.asked), array_agg(c.floor_micros),
-           array_agg(c.disabled), array_agg(c.auto_disable),
+    SELECT array_agg(q.account), array_agg(CASE WHEN c.at = v_at THEN c.step + 1 ELSE 0 END), array_agg(c.settled_micros),
+           array_agg(c.held_micros + q.asked), array_agg(c.floor_micros), array_agg(c.disabled), array_agg(c.auto_disable),
            coalesce(bool_and(c.settled_micros - c.held_micros - q.asked >= c.floor_micros AND NOT c.disabled), false)
       INTO a_id, a_step, a_settled, a_held, a_floor, a_disabled, a_auto, v_plain
       FROM (
@@ -205,7 +205,7 @@ DECLARE
   a_id bigint[]; a_settled bigint[]; a_held bigint[]; a_floor bigint[];        -- one for each account
   a_budget text[]; a_target text[]; a_disabled boolean[]; a_auto boolean[]; a_changed boolean[];
   a_charged bigint[];                                                          -- by charges of one phase in this batch
-  v_wallet int; v_lim int[]; v_full bigint; v_least bigint; v_free bigint; v_headroom bigint; v_worst int; v_spent int; v_stopped int;
+  v_lim int[]; v_full bigint; v_least bigint; v_free bigint; v_headroom bigint; v_worst int; v_spent int; v_stopped int;
   v_unheld bigint; i int; j int;
   w_new boolean[]; w_disable text[] := '{}';
 BEGIN

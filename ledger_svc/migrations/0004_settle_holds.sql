@@ -14,7 +14,7 @@ CREATE FUNCTION settle_holds(
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
   n int := cardinality(p_request);
-  v_at timestamptz; v_seq bigint; v_posted int; v_open int; v_plain boolean;
+  v_at timestamptz; v_seq bigint; v_posted int; v_plain boolean;
   v_wallet bigint; v_revenue bigint;
   h_agent text[]; h_key text[]; h_user text[]; h_ceiling bigint[]; h_set bigint[]; h_held_at timestamptz[]; h_open tid[];  -- for each item
   a_id bigint[]; a_step smallint[]; a_settled bigint[]; a_held bigint[]; a_floor bigint[]; a_disabled boolean[]; a_auto boolean[];  -- for each account

@@ -214,7 +214,7 @@ class Intake:
         prices = tuple([await self._prices.version(price_id, route) for price_id, route in found.prices])
         self._queue_settlement(organization_id, message, prices, asker, answer, span)
 
-    def _queue_settlement(  # likewise
+    def _queue_settlement(
         self,
         organization_id: str,
         message: pb.SettleHold,

@@ -23,7 +23,7 @@ OPERATIONS = Counter(
 OPERATION_SECONDS = Histogram(
     "mandate_graphql_operation_seconds", "Time to answer a GraphQL operation.", registry=REGISTRY
 )
-SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 LEDGER_BATCH = Histogram(
     "mandate_ledger_batch_items", "Items that shared one commit.", ["kind"], registry=REGISTRY, buckets=SIZES
 )

@@ -32,7 +32,7 @@ from mesh.testing import House
 from mesh.verification import IdentityKeys
 from mesh.verify import Complete, verify
 from tests.conftest import RunningLedger
-from tests.services.gateway_running import Mesh, Tenant, mesh_running
+from tests.services.gateway_running import Mesh, Tenant
 from tests.services.identity_running import fresh
 from tests.services.ledger_running import owner
 from tests.services.test_vault_process import environment, keyring, vault
@@ -175,12 +175,6 @@ async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
 
 
 @pytest.fixture

@@ -8,16 +8,12 @@ import pytest
 from openai import AsyncOpenAI
 
 from mesh.secret import Secret
-from mesh.testing import House
-from tests.conftest import RunningLedger
 from tests.services.gateway_running import (
     Mesh,
     RunningGateway,
     Tenant,
     Upstream,
     gateway_running,
-    mesh_running,
-    upstream_running,
 )
 
 KEY = "sk-ant-0123456789"
@@ -30,18 +26,6 @@ TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "description": "tells it", "parameters": {"type": "object"}},
 }
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def upstream(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Upstream]:
-    async with upstream_running(tmp_path_factory.mktemp("upstream")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,13 @@ from openai import APIError, APIStatusError, AsyncOpenAI, AuthenticationError
 from mandate.identity.v1 import directory_pb2, keys_pb2
 from mesh.caller import acting
 from mesh.client import call
-from mesh.testing import House
-from tests.conftest import RunningLedger
-from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running, mesh_running
+from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
 from tests.services.identity_running import fresh
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
 FLAT: dict[str, Any] = {**HELLO, "model": "mock-flat"}
 HELLO_MICROS = 3 * 100 + 16 * 200
 PURCHASED = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -12,33 +12,17 @@ from mesh.caller import acting
 from mesh.client import call
 from mesh.clock import SystemClock
 from mesh.secret import Secret
-from mesh.testing import House
-from tests.conftest import RunningLedger
 from tests.services.gateway_running import (
     Mesh,
     RunningGateway,
     Tenant,
     Upstream,
     gateway_running,
-    mesh_running,
-    upstream_running,
 )
 
 ASK: dict[str, Any] = {"model": "gpt-6.2-sol", "messages": [{"role": "user", "content": "one two"}], "max_tokens": 64}
 LONG = "ann@" + "x" * 200
 LONG_NAME = f"sha256:{hashlib.sha256(LONG.encode()).hexdigest()}"
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def upstream(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Upstream]:
-    async with upstream_running(tmp_path_factory.mktemp("upstream")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,12 @@ from mesh import children, ids
 from mesh.caller import acting
 from mesh.client import call
 from mesh.secret import Secret
-from mesh.testing import House
-from tests.conftest import RunningLedger
 from tests.services.gateway_running import (
     Mesh,
     RunningGateway,
     Tenant,
     Upstream,
     gateway_running,
-    mesh_running,
-    upstream_running,
 )
 from tests.services.identity_running import fresh
 
@@ -30,18 +26,6 @@ PLATFORM_KEY = "sk-platform-0123456789"
 MODEL = "gpt-6.2-sol"
 ASK: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 64}
 MICROS = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def upstream(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Upstream]:
-    async with upstream_running(tmp_path_factory.mktemp("upstream")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,12 @@ from gateway_svc.holds import Grant, Place
 from ledger_svc.keys import LedgerKeys
 from ledger_svc.store import charges
 from mesh import ids
-from mesh.testing import House
-from tests.conftest import RunningLedger
 from tests.fakes.cable import Cable, cable
-from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running, mesh_running
+from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
 FLAT: dict[str, Any] = {**HELLO, "model": "mock-flat"}
 CREDIT = 1_000_000
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
 
 
 @asynccontextmanager

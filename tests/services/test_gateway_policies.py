@@ -13,20 +13,12 @@ from mesh.caller import acting
 from mesh.client import call
 from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, MeshError, NotFound
 from mesh.secret import Secret
-from mesh.testing import House
-from tests.conftest import RunningLedger
-from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running, mesh_running
+from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
 from tests.services.identity_running import fresh
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
 LEVELS = ("organization_id", "workspace_id", "agent_group_id", "agent_id")
 SEEN_SECONDS = 0.6  # a policy is read anew twice a second
-
-
-@pytest.fixture(scope="module")
-async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
-    async with mesh_running(house, ledger) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
