@@ -26,9 +26,8 @@ from mesh.settings import Runtime, SettingsError
 from mesh.tls import Certificates
 
 SERVICE = "identity"
-LOOP_CONNECTIONS = (
-    6  # hub, both outboxes, a caller's flush, signing keys, sweep: none can keep another from the database
-)
+# The hub, both outboxes, a caller's flush, signing keys, the sweep: none can keep another from the database.
+LOOP_CONNECTIONS = 6
 
 
 @dataclass(frozen=True, slots=True)

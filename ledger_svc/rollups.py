@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ledger_svc.store import rollups
-from mesh.db import Database
+from mesh.db import Database, StatementError
 from mesh.errors import MeshError
 from mesh.telemetry import logs
 
@@ -46,7 +46,10 @@ async def catch_up(db: Database, batch_rows: int = rollups.BATCH_ROWS) -> bool:
     while after is not None:
         found = await rollups.behind(db, after)
         for organization_id in found.behind:
-            busy = await _catch_up(db, organization_id, batch_rows) or busy
+            try:
+                busy = await _catch_up(db, organization_id, batch_rows) or busy
+            except StatementError as error:  # the others' sums must not wait for it
+                log.error("rollups.refused", error, organization_id=organization_id)
         after = found.next_after
     return busy
 

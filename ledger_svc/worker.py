@@ -22,6 +22,7 @@ RULE_GRACE = timedelta(seconds=60)  # in which a gateway that comes back may sti
 COVERED_PAUSE = timedelta(seconds=1)  # until expired credits that holds in flight counted on are looked at again
 PRUNE_PAUSE = timedelta(hours=1)
 THIN_AFTER = timedelta(hours=1)  # younger checkpoints are all kept
+THIN_SECONDS = 60.0  # of one run
 ORGANIZATIONS_AT_ONCE = 100
 
 log = logs.get(__name__)
@@ -105,11 +106,14 @@ def handlers(db: Database, rule_grace: timedelta = RULE_GRACE) -> Mapping[str, H
 
 async def _thin_checkpoints(db: Database, _: Job) -> timedelta:
     before, after = SystemClock().now() - THIN_AFTER, ""
+    now = asyncio.get_running_loop().time
+    until = now() + THIN_SECONDS
     while found := await statements.organizations_after(db, after, ORGANIZATIONS_AT_ONCE):
         for organization_id in found:
             try:
                 while await statements.thin(db, organization_id, before):
-                    pass
+                    if now() > until:
+                        return timedelta()  # go on at once, as another run: one has but so long
             except (MeshError, StatementError) as error:  # the others' go on
                 log.warn("checkpoints.not_thinned", organization_id=organization_id, error=type(error).__name__)
         after = found[-1]
