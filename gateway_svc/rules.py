@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from gateway_svc import store
 from gateway_svc.calls import Calls
 from gateway_svc.policies import Policy, Rate, merge, policy
+from gateway_svc.store import policies as store
 from mesh.clock import monotonic_ms
 from mesh.db import Database
 

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway_svc.holds import Charged, Grant, Place, Refusal, Refused, Report
 from gateway_svc.policies import Terms
-from gateway_svc.store import StoredPolicy
+from gateway_svc.store.policies import StoredPolicy
 from mandate.gateway.v1 import policies_pb2
 from mandate.ledger.v1 import charges_pb2
 from mesh import faults

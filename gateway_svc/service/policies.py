@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import grpc
-
-from gateway_svc import store, wire
+from gateway_svc import wire
+from gateway_svc.service.resolver import NODES, Resolver
+from gateway_svc.store import policies as store
 from gateway_svc.terms import checked_name, checked_terms
 from mandate.gateway.v1 import policies_pb2 as pb
 from mandate.gateway.v1 import policies_pb2_grpc as rpc
-from mandate.identity.v1 import directory_pb2, directory_pb2_grpc
-from mesh import client, ids, paging
+from mesh import ids, paging
 from mesh.audit import Fact
 from mesh.chain import Context
 from mesh.db import Connection, Database
 from mesh.errors import FailedPrecondition, NotFound, invalid
 from mesh.idempotency import once
-from mesh.server import Registration
 
 PEPPER = b"policies hold no secrets"
-NODES = (ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
 TARGETS = (ids.Kind.ORGANIZATION, *NODES)
 LIMITS = ("max_tokens_per_request", "requests_per_minute", "tokens_per_minute")
 
@@ -63,29 +60,6 @@ class Policies(rpc.PolicyServiceServicer):
         return (await once(self._db, request, pb.Policy, make, audited=_removed, pepper=PEPPER)).answer
 
 
-class Resolver:
-    """Says which organization an object belongs to: ours from the table, the hierarchy's by asking identity."""
-
-    def __init__(self, db: Database, identity: grpc.aio.Channel) -> None:
-        self._db = db
-        self._identity = directory_pb2_grpc.DirectoryServiceStub(identity)
-
-    async def __call__(self, object_id: str) -> str | None:
-        kind = ids.kind_of(object_id)
-        if kind is ids.Kind.ORGANIZATION:
-            return object_id
-        if kind is ids.Kind.POLICY:
-            return await store.organization_of(self._db, object_id)
-        if kind not in NODES:
-            return None
-        try:
-            request = directory_pb2.ResolveNodeRequest(node_id=object_id)
-            node = await client.call(self._identity.ResolveNode, request)
-        except NotFound:
-            return None
-        return node.organization_id
-
-
 def _created(made: pb.Policy) -> Fact:
     limits: dict[str, int | str | list[str]] = {field: getattr(made, field) for field in LIMITS if made.HasField(field)}
     if made.HasField("allowed_models"):
@@ -95,8 +69,3 @@ def _created(made: pb.Policy) -> Fact:
 
 def _removed(made: pb.Policy) -> Fact:
     return Fact(made.organization_id, "policy.removed", made.id, {"target_id": made.target_id})
-
-
-def registrations(db: Database, resolve: Resolver) -> list[Registration]:
-    """Return the contracts that the gateway serves over gRPC."""
-    return [Registration.of(pb, rpc, Policies(db, resolve))]

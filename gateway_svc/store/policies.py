@@ -1,4 +1,4 @@
-"""All SQL of the gateway: its policies."""
+"""Policies as they are kept."""
 
 from __future__ import annotations
 
