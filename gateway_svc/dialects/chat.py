@@ -1,0 +1,192 @@
+"""OpenAI's chat completions: a request read and checked, what it can cost, and how our limit is written into it. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from gateway_svc.dialects import Dialect, Request, Size
+from gateway_svc.dialects.fields import (
+    BYTES,
+    COUNTED,
+    FOREIGN,
+    NEUTRAL,
+    UNPRICED,
+    Fields,
+    bounded,
+    bytes_of,
+    refuse,
+    tokens_of,
+    unpriced,
+)
+from gateway_svc.dialects.reading import (
+    TOOLS_MAX,
+    Json,
+    JsonObject,
+    document_of,
+    end_user,
+    flag,
+    listed,
+    member,
+    model_of,
+    parts_of,
+    text,
+    whole,
+)
+from mesh.errors import invalid
+
+CHOICES_MAX = 16
+MESSAGES_MAX = 10_000
+MESSAGE_TOKENS = 16  # what a provider's template adds to each message, with room
+REQUEST_TOKENS = 64
+COMPLETION_TOKENS_ONLY = re.compile(r"^(o[1-9]|gpt-[5-9])")  # models that refuse `max_tokens`
+TEXT_PARTS = ("text", "refusal")
+UNPRICED_PARTS = ("input_audio", "audio", "input_video", "video_url")  # their tokens cost more than those of text
+TOOL_KINDS = ("function", "custom")
+MESSAGE_FIELDS = frozenset(
+    {"role", "content", "name", "refusal", "tool_calls", "tool_call_id", "function_call", "reasoning_content"}
+)
+
+FIELDS: Fields = {
+    "model": COUNTED,
+    "messages": COUNTED,
+    "max_tokens": COUNTED,
+    "max_completion_tokens": COUNTED,
+    "n": COUNTED,
+    "stream": COUNTED,
+    "stream_options": COUNTED,
+    "service_tier": COUNTED,
+    "modalities": COUNTED,
+    "tools": BYTES,
+    "functions": BYTES,
+    "response_format": BYTES,
+    "stop": BYTES,
+    "tool_choice": NEUTRAL,
+    "function_call": NEUTRAL,
+    "parallel_tool_calls": NEUTRAL,
+    "temperature": NEUTRAL,
+    "top_p": NEUTRAL,
+    "top_k": NEUTRAL,
+    "min_p": NEUTRAL,
+    "frequency_penalty": NEUTRAL,
+    "presence_penalty": NEUTRAL,
+    "repetition_penalty": NEUTRAL,
+    "logit_bias": NEUTRAL,
+    "logprobs": NEUTRAL,
+    "top_logprobs": NEUTRAL,
+    "seed": NEUTRAL,
+    "user": NEUTRAL,
+    "store": NEUTRAL,
+    "metadata": NEUTRAL,
+    "reasoning_effort": NEUTRAL,  # reasoning counts against the limit that is written upstream
+    "verbosity": NEUTRAL,
+    "safety_identifier": NEUTRAL,
+    "prompt_cache_key": NEUTRAL,
+    "prompt_cache_retention": NEUTRAL,
+    "audio": UNPRICED,
+    "prediction": UNPRICED,  # rejected predictions are billed beside the limit
+    "max_output_tokens": UNPRICED,
+    **FOREIGN,
+}
+
+
+def parse(body: bytes) -> Request:
+    """Read a request; InvalidArgument names the field that is wrong."""
+    return read(document_of(body))
+
+
+def read(document: JsonObject) -> Request:
+    """Check a request that is JSON already; InvalidArgument names the field that is wrong."""
+    model = model_of(document)
+    stream = flag(document, "stream")
+    _check_messages(document.get("messages"))
+    refuse(document, FIELDS)
+    if document.get("modalities") not in (None, ["text"]):
+        raise unpriced("modalities", "only text has a price")
+    limits = [whole(document, name) for name in ("max_tokens", "max_completion_tokens")]
+    return Request(
+        dialect=Dialect.CHAT,
+        document=document,
+        model=model,
+        stream=stream,
+        usage_wanted=member(document, "stream_options").get("include_usage") is True,
+        max_tokens=min((limit for limit in limits if limit is not None), default=None),
+        choices=whole(document, "n", CHOICES_MAX) or 1,
+        tools=_tools(document),
+        end_user=end_user(text(document, "safety_identifier"), text(document, "user")),
+    )
+
+
+def messages_of(document: JsonObject) -> list[JsonObject]:
+    """Return the messages of a request that was read."""
+    messages = document.get("messages")
+    return [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+
+
+def size(document: JsonObject) -> Size:
+    """Return what bounds the input of a request that was read."""
+    messages = messages_of(document)
+    tokens, foreign = tokens_of(document, FIELDS)
+    images = image_bytes = text_bytes = 0
+    is_bounded = bounded(document, FIELDS)
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            text_bytes += len(content.encode(errors="replace"))
+        is_bounded = is_bounded and message.keys() <= MESSAGE_FIELDS
+        for part in parts_of(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(part, dict) and kind == "image_url":
+                images += 1
+                image_bytes += bytes_of(part)
+            elif not isinstance(part, dict) or kind not in TEXT_PARTS:
+                is_bounded = False
+            elif kind == "text" and isinstance(said := part.get("text"), str):
+                text_bytes += len(said.encode(errors="replace"))
+    tokens += REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + bytes_of(document.get("messages")) - image_bytes
+    return Size(tokens, foreign, images, text_bytes, is_bounded)
+
+
+def limited(request: Request, model: str, output_tokens: int) -> JsonObject:
+    """Return the request as it goes to a provider: with our limit in it, and with usage asked for."""
+    document = {name: value for name, value in request.document.items() if name != "max_tokens"}
+    document["model"] = model
+    uses_completion = "max_completion_tokens" in document or COMPLETION_TOKENS_ONLY.match(model) is not None
+    document["max_completion_tokens" if uses_completion else "max_tokens"] = output_tokens
+    if request.stream:
+        document["stream_options"] = {**member(request.document, "stream_options"), "include_usage": True}
+    return document
+
+
+def _check_messages(value: Json) -> None:
+    if not isinstance(value, list) or not 0 < len(value) <= MESSAGES_MAX:
+        raise invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise invalid(f"messages[{index}]", "must be an object")
+        if not isinstance(message.get("role"), str):
+            raise invalid(f"messages[{index}].role", "must be a text")
+        content = message.get("content")
+        if not isinstance(content, str | list | None):
+            raise invalid(f"messages[{index}].content", "must be a text or a list of parts")
+        if message.get("audio") is not None:
+            raise unpriced(f"messages[{index}].audio", "no price covers sound or film")
+        for place, part in enumerate(parts_of(content)):
+            if isinstance(part, dict) and part.get("type") in UNPRICED_PARTS:
+                raise unpriced(f"messages[{index}].content[{place}]", "no price covers sound or film")
+
+
+def _tools(document: JsonObject) -> tuple[str, ...]:
+    """Return the names of the caller's functions; tools that the provider runs have fees, and are refused."""
+    names = [text(function, "name") for function in _functions(document)]
+    for index, tool in enumerate(listed(document, "tools", TOOLS_MAX)):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if not isinstance(tool, dict) or not isinstance(kind, str) or kind not in TOOL_KINDS:
+            raise unpriced(f"tools[{index}]", "only functions of the caller have a price")
+        named = tool.get(kind)
+        names.append(text(named, "name", f"tools[{index}].{kind}.name") if isinstance(named, dict) else "")
+    return tuple(names)
+
+
+def _functions(document: JsonObject) -> list[JsonObject]:
+    functions = listed(document, "functions", TOOLS_MAX)
+    return [function for function in functions if isinstance(function, dict)]
