@@ -1,0 +1,117 @@
+"""A stream of chat completion chunks (OpenAI's reference: the chat completion chunk object).
+
+Ordinary chunks are passed by a few scans of their bytes; only one that holds usage, an end or an error is read.
+"""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+
+from gateway_svc import sse
+from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.meters.counting import Counting, bytes_of_text
+from gateway_svc.usage import TokenUsage, of_openai
+
+# Text of the model stands in JSON strings, where each quote has a backslash before it: it can't look like a member.
+TOLD = re.compile(rb'"usage"\s*:\s*[^n\s]|"error"\s*:|\[DONE\]|"finish_reason"\s*:\s*[^n\s]|\r')
+DATA, EVENT_END = b"data:", b"\n\n"
+
+
+class ChatMeter:
+    """One stream, from its first byte to [DONE]."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+        self.failure = b""
+        self.over = False
+        self.complete = False
+        self._usage: TokenUsage | None = None
+        self._final = False  # the usage is that of the whole answer
+        self._foreign = False  # it ended in what is no event, which nobody can count
+        self._splitter = sse.Splitter()
+        self._counting = Counting(_bytes_written)
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        if self._usage is None or self.complete or self._final:
+            return self._usage
+        return self._usage if self._usage.output_tokens >= self._counting.events > 0 else None
+
+    @property
+    def counted_tokens(self) -> int | None:
+        return None if self._foreign else self._counting.tokens
+
+    def feed(self, data: bytes) -> bytes:
+        if not self._splitter.rest and data.endswith(EVENT_END) and _ordinary(data):
+            self._counting.add(data)
+            return data
+        passing = bytearray()
+        for event in self._splitter.feed(data):
+            if self.over:
+                break
+            passing += self._take(event)
+        return bytes(passing)
+
+    def end(self) -> bytes:
+        rest = self._splitter.rest.strip()
+        if not rest or self.over:
+            return b""
+        self._foreign = not sse.data_of(rest)
+        return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
+
+    def _take(self, event: bytes) -> bytes:
+        """Read one event and return it if it may be passed on."""
+        if not TOLD.search(event) and event.startswith(DATA):
+            self._counting.add(event)
+            return event
+        data = sse.data_of(event)
+        if not data:
+            return event
+        if data == b"[DONE]":
+            self.complete = self.over = True
+            return b""
+        return self._read(event, data)
+
+    def _read(self, event: bytes, data: bytes) -> bytes:
+        chunk = _chunk_of(data)
+        choices = chunk.get("choices")
+        if "error" in chunk or not isinstance(choices, list):
+            self.failure, self.over = data, True
+            return b""
+        reported = chunk.get("usage")
+        if reported is not None:
+            self._usage = of_openai(reported) or self._usage
+        if not choices and reported is not None:
+            self._final = True
+            self.kept = [event]
+            return b""
+        for choice in choices:
+            if isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                self.complete = True  # some compatible servers end without [DONE]
+        self._counting.add(event)
+        return event
+
+
+def _ordinary(data: bytes) -> bool:
+    """Return whether these are whole events of one data line each, none of which has to be read."""
+    if TOLD.search(data) is not None or not data.startswith(DATA):
+        return False
+    return data.count(b"\n\ndata:") + 1 == data.count(EVENT_END) and data.count(b"\n") == 2 * data.count(EVENT_END)
+
+
+def _chunk_of(data: bytes) -> JsonObject:
+    try:
+        chunk: Json = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
+
+
+def _bytes_written(event: bytes) -> int:
+    """Add up the bytes that the model wrote in one event."""
+    choices = _chunk_of(sse.data_of(event)).get("choices")
+    if not isinstance(choices, list):
+        return 0
+    return sum(bytes_of_text(choice.get("delta")) for choice in choices if isinstance(choice, dict))
