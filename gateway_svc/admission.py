@@ -1,14 +1,14 @@
-"""Steps 1 to 3 of a completion: who asks, whether its policies allow it, and what it can cost at most."""
+"""Steps 1 to 3 of a completion: who asks, whether its policies allow it, where it may go, what it can cost at most."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 
-from gateway_svc import chat as requests
 from gateway_svc.bounds import Bound, Model, bound
-from gateway_svc.catalog import Catalog
-from gateway_svc.chat import ChatRequest
+from gateway_svc.choices import Choice, Choices
+from gateway_svc.dialects import Dialect, Request
+from gateway_svc.dialects.registry import parse
 from gateway_svc.policies import Policy
 from gateway_svc.rates import Rates, Taken
 from gateway_svc.rules import Rules
@@ -22,9 +22,10 @@ KEY_CHARACTERS_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One HTTP request for a completion; `started_ms` is when it came, on the monotonic clock."""
+    """One HTTP request; `started_ms` is when it came, on the monotonic clock."""
 
     request_id: str
+    dialect: Dialect
     key: Secret | None
     body: bytes
     clamp: bool
@@ -38,8 +39,9 @@ class Admitted:
 
     ask: Ask
     agent: Agent
-    chat: ChatRequest
-    model: Model
+    policy: Policy
+    request: Request
+    choices: tuple[Choice, ...]  # at least one
     bound: Bound
     taken: Taken
 
@@ -47,21 +49,31 @@ class Admitted:
 class Admission:
     """What has to be known of an agent before it may ask for anything."""
 
-    def __init__(self, directory: Directory, rules: Rules, rates: Rates, catalog: Catalog) -> None:
+    def __init__(self, directory: Directory, rules: Rules, rates: Rates, choices: Choices) -> None:
         self._directory = directory
         self._rules = rules
         self._rates = rates
-        self._catalog = catalog
+        self._choices = choices
 
     async def admit(self, ask: Ask) -> Admitted:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
-        chat = requests.parse(ask.body)
-        model = self._allowed(chat.model, policy)
-        bounded = bound(chat, model, policy, clamp=ask.clamp)
+        request = await self._read(ask, policy)
+        choices = await self._choices.of(request, agent, policy, ask.request_id)
+        for choice in choices:
+            choice.provider.check(ask.mock)
+        sizes = [(choice.model, choice.far.size) for choice in choices]
+        bounded = bound(request, sizes, policy, clamp=ask.clamp)
         taken = await self._rates.take(policy.rates, bounded.tokens)
-        return Admitted(ask, agent, chat, model, bounded, taken)
+        return Admitted(ask, agent, policy, request, choices, bounded, taken)
+
+    async def chosen(self, ask: Ask) -> Choice:
+        """Return where a request would go first, of one that is not to be served: nothing is counted."""
+        agent = await self.agent(ask.key)
+        policy = await self._rules.over(agent.path)
+        request = await self._read(ask, policy)
+        return (await self._choices.of(request, agent, policy, ask.request_id))[0]
 
     async def agent(self, key: Secret | None) -> Agent:
         """Return who a key stands for."""
@@ -72,20 +84,24 @@ class Admission:
         self._directory.forget(_digest(key))
         return await self.agent(key)
 
-    async def models(self, key: Secret | None) -> list[Model]:
-        """Return the models that a key may ask for."""
-        policy = await self._rules.over((await self.agent(key)).path)
-        return [model for model in self._catalog.models() if policy.allows(model.name)]
+    async def models(self, key: Secret | None) -> list[tuple[str, Model]]:
+        """Return the names that a key may ask for, and what they lead to."""
+        agent = await self.agent(key)
+        return await self._choices.listed(agent, await self._rules.over(agent.path))
 
     async def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""
         await self._rates.correct(admitted.taken, tokens)
 
-    def _allowed(self, name: str, policy: Policy) -> Model:
-        model = self._catalog.model(name)
-        if not policy.allows(model.name):
-            raise PermissionDenied("MODEL_NOT_ALLOWED", f"a policy does not allow {model.name}", field="model")
-        return model
+    async def _read(self, ask: Ask, policy: Policy) -> Request:
+        if not policy.allows_endpoint(ask.dialect):
+            raise PermissionDenied("ENDPOINT_NOT_ALLOWED", f"a policy does not allow {ask.dialect}")
+        request = parse(ask.dialect, ask.body)
+        for name in request.tools:
+            if not policy.allows_tool(name):
+                text = f"a policy does not allow the tool {name[:100]!r}"
+                raise PermissionDenied("TOOL_NOT_ALLOWED", text, field="tools")
+        return request
 
 
 def _digest(key: Secret | None) -> bytes:

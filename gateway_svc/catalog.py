@@ -41,6 +41,11 @@ class Catalog:
             raise NotFound("MODEL_NOT_FOUND", f"there is no model {name!r}", field="model")
         return found
 
+    def find(self, provider: str, name: str) -> Model | None:
+        """Return a provider's model; None when it has no price."""
+        found = self._listed().get(name)
+        return found if found is not None and found.provider == provider else None
+
     async def run(self) -> None:
         """Keep the list current for ever."""
         while True:

@@ -32,6 +32,11 @@ class Credential:
     base_url: str
     own: bool  # the organization's, not the platform's
 
+    @property
+    def named(self) -> bool:
+        """Return whether the organization says where it leads."""
+        return self.own and bool(self.base_url)
+
 
 @dataclass(frozen=True, slots=True)
 class _Lease:

@@ -1,6 +1,7 @@
-"""Errors as OpenAI's clients read them: what to raise when a provider fails, and the bytes that tell it. Pure.
+"""Errors as clients read them: what to raise when a provider fails, and the words that tell it. Pure.
 
-Bodies are `{"error": {message, type, param, code}}`; clients act on the status, the code and the retry headers.
+They are put into OpenAI's four members (message, type, param, code) here, and into a dialect's shape by its telling;
+clients act on the status, the code and the retry headers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from gateway_svc import sse
-from gateway_svc.chat import Json, JsonObject
+from gateway_svc.dialects.reading import Json, JsonObject
 from mesh.errors import Code, MeshError, Unavailable
 from mesh.secret import Secret
 
@@ -51,29 +51,34 @@ NOT_RETRIED = {"UPSTREAM_CUT", "SETTLEMENT_PENDING", "PROVIDER_NOT_CONFIGURED"} 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as it goes to an HTTP client."""
+    """An error as it goes to an HTTP client, before a dialect gives it its shape."""
 
     status: int
-    body: bytes
+    error: JsonObject
     headers: dict[str, str]
 
 
 def failure(error: MeshError) -> Failure:
-    """Turn an error into status, body and the headers that steer a client's retries."""
-    status, kind = REASONS.get(error.reason) or STATUSES[error.code]
+    """Turn an error into status, members and the headers that steer a client's retries."""
+    status, _ = REASONS.get(error.reason) or STATUSES[error.code]
     headers: dict[str, str] = {}
     if error.retry_after_ms is not None:
         headers["retry-after-ms"] = str(error.retry_after_ms)
         headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
     if status == NEVER_RETRIED or error.reason in NOT_RETRIED:
         headers["x-should-retry"] = "false"
-    return Failure(status, orjson.dumps(_members(error, kind)), headers)
+    return Failure(status, members(error), headers)
 
 
-def event(error: MeshError) -> bytes:
-    """Return an error as an event in the middle of a stream."""
+def members(error: MeshError) -> JsonObject:
+    """Return an error in OpenAI's four members."""
     _, kind = REASONS.get(error.reason) or STATUSES[error.code]
-    return sse.event(orjson.dumps(_members(error, kind)))
+    return {
+        "message": error.message,
+        "type": kind,
+        "param": error.details.get("field"),
+        "code": error.reason.lower(),
+    }
 
 
 def unreachable() -> MeshError:
@@ -86,23 +91,23 @@ def cut() -> MeshError:
     return Unavailable("UPSTREAM_CUT", "the provider's answer broke off; what was used has been charged")
 
 
-def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, bytes]:
-    """Return a provider's error as our client is told it: its own status, without secrets, in OpenAI's shape.
+def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, JsonObject]:
+    """Return a provider's error as our client is told it: its own status, without secrets, in OpenAI's members.
 
     A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`.
     """
     if status < FIRST_CLIENT_ERROR:
-        return BAD_GATEWAY, _shape(f"the provider answered {status}", "upstream_error", "upstream_error")
+        return BAD_GATEWAY, _upstream_error(f"the provider answered {status}", "upstream_error")
     if status in AUTH_STATUSES:
-        return BAD_GATEWAY, _shape(
-            "the provider refuses the key that it was asked with", "upstream_auth_failed", "upstream_error"
+        return BAD_GATEWAY, _upstream_error(
+            "the provider refuses the key that it was asked with", "upstream_auth_failed"
         )
     text = scrub(body.decode(errors="replace"), secret)
     error = _error_of(text)
     if error is not None:
-        return status, orjson.dumps({"error": error})
-    return status, _shape(
-        text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error", "upstream_error"
+        return status, error
+    return status, _upstream_error(
+        text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error"
     )
 
 
@@ -111,10 +116,15 @@ def retry_after(text: str) -> str:
     return text if RETRY_AFTER.fullmatch(text) else ""
 
 
-def stream_failure(data: bytes, secret: Secret | None) -> bytes:
-    """Return the event that ends a stream which broke off: the provider's own error, else ours."""
+def seconds_of(retry_after: str) -> int:
+    """Return the seconds that a `retry-after` names; 0 for a date or anything else."""
+    return int(retry_after) if retry_after.isdecimal() and RETRY_AFTER.fullmatch(retry_after) else 0
+
+
+def stream_failure(data: bytes, secret: Secret | None) -> JsonObject:
+    """Return what ends a stream that broke off: the provider's own error, else ours."""
     error = _error_of(scrub(data.decode(errors="replace"), secret)) if data else None
-    return sse.event(orjson.dumps({"error": error})) if error is not None else event(cut())
+    return error or members(cut())
 
 
 def scrub(text: str, secret: Secret | None) -> str:
@@ -124,13 +134,8 @@ def scrub(text: str, secret: Secret | None) -> str:
     return KEY_SHAPE.sub("[redacted]", text)
 
 
-def _members(error: MeshError, kind: str) -> JsonObject:
-    param = error.details.get("field")
-    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.reason.lower()}}
-
-
-def _shape(message: str, code: str, kind: str) -> bytes:
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+def _upstream_error(message: str, code: str) -> JsonObject:
+    return {"message": message, "type": "upstream_error", "param": None, "code": code}
 
 
 def _error_of(text: str) -> JsonObject | None:
@@ -140,6 +145,8 @@ def _error_of(text: str) -> JsonObject | None:
     except orjson.JSONDecodeError:
         return None
     error = document.get("error") if isinstance(document, dict) else None
+    if error is None and isinstance(document, dict) and isinstance(response := document.get("response"), dict):
+        error = response.get("error")  # a stream of the Responses API
     if isinstance(error, str):
         error = {"message": error}
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):

@@ -1,4 +1,4 @@
-"""One completion from its first byte to its last: who, policy, bound, hold, credential, dispatch, settle, reply."""
+"""One completion from its first byte to its last: who, policy, bound, hold, dispatch, settle, reply."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway_svc import failures, receipt
+import orjson
+
+from gateway_svc import failures
 from gateway_svc.admission import Admission, Admitted, Ask
+from gateway_svc.attempts import Attempts, Refusal, Unserved
+from gateway_svc.bounds import input_bound
 from gateway_svc.charging import Ledger
-from gateway_svc.credentials import Credentials
+from gateway_svc.choices import Choice
+from gateway_svc.dialects import Dialect
+from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.holds import Grant, Place, Refused, Route
+from gateway_svc.meters.registry import METERING
 from gateway_svc.passage import BROKEN_OFF, Passage
-from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent, Provider
+from gateway_svc.providers import BrokenOff, Call, Exchange
+from gateway_svc.receipt import in_body
 from gateway_svc.relay import Client, Relay
-from gateway_svc.settlement import FIRST_ERROR_STATUS, Ending
-from gateway_svc.usage import of_openai_body
+from gateway_svc.settlement import Ending
+from gateway_svc.tellings.registry import TELLINGS
+from gateway_svc.usage import TokenUsage
 from gateway_svc.who import Agent
 from mesh.clock import monotonic_ms
 from mesh.errors import Aborted, MeshError, Unavailable
@@ -45,13 +54,10 @@ class Reply:
 class Completions:
     """The whole path of a completion."""
 
-    def __init__(
-        self, admission: Admission, ledger: Ledger, credentials: Credentials, providers: Mapping[str, Provider]
-    ) -> None:
+    def __init__(self, admission: Admission, ledger: Ledger, attempts: Attempts) -> None:
         self._admission = admission
         self._ledger = ledger
-        self._credentials = credentials
-        self._providers = providers
+        self._attempts = attempts
 
     async def recognize(self, key: Secret | None) -> Agent:
         """Return who asks, known before anything more is read of a request."""
@@ -60,24 +66,32 @@ class Completions:
     async def run(self, ask: Ask, client: Client) -> Reply | None:
         """Serve one completion; None when it was streamed to the client."""
         admitted = await self._admission.admit(ask)  # 1 who, 2 policy, 3 bound
-        provider = self._provider(admitted)
         grant = await self._hold(admitted)  # 4
         passage = Passage(admitted, grant, self._ledger, self._admission)
         try:
-            call = await self._prepare(passage, provider, client)  # 5
+            self._check(passage, client)
         except BaseException:
             await passage.void("not dispatched")
             raise
         try:
-            return await self._dispatch(passage, provider, call, client)  # 6, 7, 8
+            return await self._dispatch(passage, client)  # 5, 6, 7, 8
         finally:
             passage.abandon()  # does nothing where it was settled or given back
 
-    def _provider(self, admitted: Admitted) -> Provider:
-        provider = self._providers.get(admitted.model.provider)
-        if provider is None:
-            raise Unavailable("PROVIDER_NOT_CONFIGURED", f"the provider {admitted.model.provider} is not known here")
-        return provider
+    async def count(self, ask: Ask) -> int:
+        """Return how many input tokens a request would be: as its provider counts, else what it is at most."""
+        choice = await self._admission.chosen(ask)
+        call = Call(
+            request_id=ask.request_id,
+            request=choice.far.request,
+            document={**choice.far.request.document, "model": choice.model.name},
+            model=choice.model.name,
+            output_tokens=1,
+            credential=choice.credential,
+            mock=ask.mock,
+        )
+        told = await choice.provider.count(call)
+        return input_bound(choice.far.size, choice.model) if told is None else told
 
     async def _hold(self, admitted: Admitted) -> Grant:
         try:
@@ -104,100 +118,119 @@ class Completions:
             await asyncio.sleep(STALE_PATH_PAUSE_SECONDS)
             agent = await self._admission.agent_anew(admitted.ask.key)
 
-    async def _prepare(self, passage: Passage, provider: Provider, client: Client) -> Call:
-        """Fetch the credential, and see that somebody still waits and that the hold is still ours."""
-        admitted = passage.admitted
-        credential = None
-        if provider.needs_credential:
-            credential = await self._credentials.of(admitted.agent.organization_id, admitted.model.provider)
-        call = Call(
-            request_id=admitted.ask.request_id,
-            chat=admitted.chat,
-            model=admitted.model,
-            output_tokens=passage.grant.output_tokens,
-            credential=credential,
-            mock=admitted.ask.mock,
-        )
-        provider.check(call)
+    def _check(self, passage: Passage, client: Client) -> None:
+        """See that somebody still waits and that the hold is still ours."""
         if client.gone():
             raise ClientLeft
         if not passage.mine:
             raise Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500)
-        return call
 
-    async def _dispatch(self, passage: Passage, provider: Provider, call: Call, client: Client) -> Reply | None:
-        passage.sent()
+    async def _dispatch(self, passage: Passage, client: Client) -> Reply | None:
         try:
-            async with provider.ask(call) as exchange:
-                if call.chat.stream and exchange.status < FIRST_ERROR_STATUS:
-                    await self._stream(passage, call, exchange, client)
+            async with self._attempts.made(passage) as exchange:
+                if isinstance(exchange, Refusal):
+                    return await self._refused(passage, exchange, client)
+                if passage.admitted.request.stream:
+                    await self._stream(passage, exchange, client)
                     return None
-                return await self._whole(passage, call, exchange, client)
-        except NotSent as error:
-            await passage.void("not sent")
-            log.warn("upstream.unreachable", provider=call.model.provider, error=str(error))
-            raise failures.unreachable() from None
+                return await self._whole(passage, exchange, client)
         except BrokenOff as error:
-            log.warn("upstream.cut", provider=call.model.provider, error=str(error))
+            log.warn("upstream.cut", provider=passage.choice.model.provider, error=str(error))
             await passage.settle(BROKEN_OFF, client_gone=client.gone())
             raise failures.cut() from None
+        except Unserved as nobody:
+            await passage.void("not sent")
+            raise nobody.error from None
 
-    async def _whole(self, passage: Passage, call: Call, exchange: Exchange, client: Client) -> Reply:
-        body = await _body_of(exchange)
+    async def _refused(self, passage: Passage, refusal: Refusal, client: Client) -> Reply:
+        """Tell the client what the provider said, which billed nothing."""
         passage.answered()
-        ending = Ending(exchange.status, of_openai_body(body), counted_tokens=None, complete=True)
-        settled = await passage.settle(ending, client_gone=client.gone())
-        if exchange.status < FIRST_ERROR_STATUS:
-            return Reply(OK, receipt.in_body(body, settled), passage.headers)
+        ending = Ending(refusal.status, usage=None, counted_tokens=None, complete=True)
+        await passage.settle(ending, client_gone=client.gone())
         headers = passage.headers
-        if exchange.status in failures.AUTH_STATUSES:
-            self._credentials.forget(passage.admitted.agent.organization_id, call.model.provider)
-        if exchange.status not in failures.WORTH_A_RETRY:
+        if refusal.status not in failures.WORTH_A_RETRY:
             headers["x-should-retry"] = "false"
-        status, told = failures.told(exchange.status, body, call.secret)
-        if after := failures.retry_after(exchange.retry_after):
+        if after := failures.retry_after(refusal.retry_after):
             headers["retry-after"] = after
-        return Reply(status, told, headers)
+        status, error = failures.told(refusal.status, refusal.body, passage.choice.secret)
+        ask = passage.admitted.ask
+        return Reply(status, TELLINGS[ask.dialect].error_body(status, error, ask.request_id), headers)
 
-    async def _stream(self, passage: Passage, call: Call, exchange: Exchange, client: Client) -> None:
+    async def _whole(self, passage: Passage, exchange: Exchange, client: Client) -> Reply:
+        body = await exchange.body()
+        passage.answered()
+        far = passage.choice.far
+        document = _object_of(body)
+        usage, seen = usage_in(document, far.request.dialect)
+        ending = Ending(exchange.status, usage, counted_tokens=None, complete=True, usage_seen=seen)
+        settled = await passage.settle(ending, client_gone=client.gone())
+        if far.translation is not None:
+            try:
+                body = orjson.dumps(far.translation.answer(document, passage.admitted.request))
+            except ValueError as error:
+                log.warn("upstream.foreign", provider=passage.choice.model.provider, error=type(error).__name__)
+                raise failures.cut() from None
+        return Reply(OK, in_body(body, settled), passage.headers)
+
+    async def _stream(self, passage: Passage, exchange: Exchange, client: Client) -> None:
+        choice, request = passage.choice, passage.admitted.request
+        metering = METERING[choice.far.request.dialect].meter
+        if metering is None:
+            raise BrokenOff("this dialect has no streams")
+        translation = choice.far.translation
+        translating = None if translation is None else translation.stream(request)
         await client.begin(passage.headers)
-        relay = Relay(client)
-        ending = await relay.run(exchange)
+        relay = Relay(client, metering(), translating, cut=passage.admitted.policy.cut_abandoned_streams)
+        ending = _judged(await relay.run(exchange), choice)
         passage.answered()
         passage.first_token_ms = relay.first_token_at_ms
+        telling = TELLINGS[request.dialect]
         try:
             settled = await passage.settle(ending, client_gone=client.gone())
         except MeshError as error:
-            await client.write(failures.event(error))
+            await client.write(telling.failure_event(failures.members(error)))
             return
         if not ending.complete:
-            log.warn("upstream.cut", provider=call.model.provider, request_id=call.request_id)
-            await client.write(failures.stream_failure(relay.failure, call.secret))
+            log.warn("upstream.cut", provider=choice.model.provider, request_id=passage.admitted.ask.request_id)
+            failure = failures.stream_failure(relay.failure, choice.secret)
+            await client.write(telling.failure_event(failure))
             return
-        wanted = relay.transcript.usage_chunk if call.chat.usage_wanted else None
-        await client.write(receipt.at_end(wanted, settled))
+        last = telling.ending(relay.last(), settled.members(), usage_wanted=request.usage_wanted)
+        await client.write(last)
 
 
-async def _body_of(exchange: Exchange) -> bytes:
-    """Read a whole answer; what is left of an error that broke off is nothing, but an error all the same."""
+def usage_in(document: JsonObject, dialect: Dialect) -> tuple[TokenUsage | None, bool]:
+    """Return the usage that a whole answer tells, and whether it tells any."""
+    return METERING[dialect].usage_of(document), document.get("usage") is not None
+
+
+def _judged(ending: Ending, choice: Choice) -> Ending:
+    """Trust no count of ours where the model thinks without showing it."""
+    if ending.complete or not choice.thinks_unseen:
+        return ending
+    return Ending(ending.status, ending.usage, None, ending.complete, ending.usage_seen)
+
+
+def _object_of(body: bytes) -> JsonObject:
     try:
-        return await exchange.body()
-    except BrokenOff:
-        if exchange.status < FIRST_ERROR_STATUS:
-            raise
-        return b""
+        document: Json = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _place(admitted: Admitted, agent: Agent) -> Place:
+    bound = admitted.bound
     return Place(
         request_id=admitted.ask.request_id,
         agent_id=agent.id,
         path_version=agent.path_version,
         api_key_id=agent.api_key_id,
-        routes=(Route(admitted.model.provider, admitted.model.name),),
-        input_tokens_max=admitted.bound.input_tokens_max,
-        output_tokens_wanted=admitted.bound.output_tokens_wanted,
-        output_tokens_min=admitted.bound.output_tokens_min,
-        choices=admitted.bound.choices,
-        end_user=admitted.chat.end_user,
+        routes=tuple(Route(choice.model.provider, choice.model.name) for choice in admitted.choices),
+        input_tokens_max=bound.input_tokens_max,
+        output_tokens_wanted=bound.output_tokens_wanted,
+        output_tokens_min=bound.output_tokens_min,
+        choices=bound.choices,
+        end_user=admitted.request.end_user,
+        cost_max_micros=admitted.policy.max_cost_micros_per_request or 0,
     )

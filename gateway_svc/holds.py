@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 
+from gateway_svc.dialects import Dialect
 from gateway_svc.settlement import Settlement
 from gateway_svc.usage import TokenUsage, UsageSource
 from mesh.errors import Exhausted, MeshError, PermissionDenied, Unavailable
 
 RETRY_IN_FLIGHT_MS = 250
-
-
-class Dialect(StrEnum):
-    """The interface that a completion came by, in the ledger's words."""
-
-    CHAT_COMPLETIONS = "chat.completions"
-    RESPONSES = "responses"
-    MESSAGES = "messages"
-    EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +102,13 @@ class Report:
     first_token_ms: int
     streamed: bool
     route: int = 0
-    usage_source: UsageSource = UsageSource.REPORTED
     attempts: int = 1
-    dialect: Dialect = Dialect.CHAT_COMPLETIONS
+    dialect: Dialect = Dialect.CHAT
 
     def at_ceiling(self) -> Report:
         """Return the report that charges all that was held, as an estimate: the figures were none that can be."""
-        charged = replace(self.settlement, usage=self.ceiling, estimated=True)
-        return replace(self, settlement=charged, usage_source=UsageSource.INVALID)
+        charged = replace(self.settlement, usage=self.ceiling, estimated=True, source=UsageSource.INVALID)
+        return replace(self, settlement=charged)
 
 
 @dataclass(frozen=True, slots=True)

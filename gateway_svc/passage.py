@@ -6,6 +6,7 @@ import asyncio
 
 from gateway_svc.admission import Admission, Admitted
 from gateway_svc.charging import Ledger
+from gateway_svc.choices import Choice
 from gateway_svc.holds import Grant, Report
 from gateway_svc.receipt import Receipt
 from gateway_svc.settlement import Ending, ceiling, settlement
@@ -28,13 +29,16 @@ class Passage:
         self._admission = admission
         self._sent_ms = 0.0
         self._answered_ms = 0.0
+        self._attempts = 0
+        self._route = 0
         self._closed = False
 
     @property
     def headers(self) -> dict[str, str]:
         """Return what the client is told however it ends."""
         headers = self.admitted.taken.headers()
-        if self.grant.output_tokens != self.admitted.chat.max_tokens:
+        request = self.admitted.request
+        if request.generates and self.grant.output_tokens != request.max_tokens:
             headers["x-mandate-max-tokens"] = str(self.grant.output_tokens)
         return headers
 
@@ -43,9 +47,16 @@ class Passage:
         """Return whether the hold may still be dispatched."""
         return self._ledger.may_dispatch(self.grant)
 
-    def sent(self) -> None:
-        """Note that bytes go upstream from now on."""
-        self._sent_ms = monotonic_ms()
+    @property
+    def choice(self) -> Choice:
+        """Return the way that was gone last."""
+        return self.admitted.choices[self._route]
+
+    def sent(self, route: int) -> None:
+        """Note that bytes go upstream from now on, and which way."""
+        self._route = route
+        self._attempts += 1
+        self._sent_ms = self._sent_ms or monotonic_ms()
 
     def answered(self) -> None:
         """Note that the provider has finished."""
@@ -57,11 +68,11 @@ class Passage:
             return
         self._closed = True
         self._ledger.void(self.grant, reason)
-        metrics.COMPLETIONS.labels(self.admitted.model.provider, "voided").inc()
+        metrics.COMPLETIONS.labels(self.choice.model.provider, "voided").inc()
         await self._admission.correct(self.admitted, 0)
 
     async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
-        """Charge what was used and wait for the commit; ACCOUNTING_UNAVAILABLE when it does not come in 30 s."""
+        """Charge what was used and wait for the commit; SETTLEMENT_PENDING when it does not come in 30 s."""
         report = self._report(ending, client_gone=client_gone)
         self._closed = True
         charged, _ = await asyncio.gather(
@@ -90,7 +101,7 @@ class Passage:
 
     def _report(self, ending: Ending, *, client_gone: bool) -> Report:
         settled = settlement(ending, self.admitted.bound, self.grant.output_tokens, client_gone=client_gone)
-        metrics.COMPLETIONS.labels(self.admitted.model.provider, settled.outcome).inc()
+        metrics.COMPLETIONS.labels(self.choice.model.provider, settled.outcome).inc()
         started_ms = self.admitted.ask.started_ms
         latency_ms = monotonic_ms() - started_ms
         return Report(
@@ -101,5 +112,8 @@ class Passage:
             latency_ms=round(latency_ms),
             overhead_ms=max(0, round(latency_ms - self._upstream_ms)),
             first_token_ms=round(self.first_token_ms - started_ms) if self.first_token_ms else 0,
-            streamed=self.admitted.chat.stream,
+            streamed=self.admitted.request.stream,
+            route=self._route,
+            attempts=self._attempts,
+            dialect=self.admitted.request.dialect,
         )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from gateway_svc import sse
-from gateway_svc.chat import JsonObject
+from gateway_svc.dialects.reading import JsonObject
 from mesh.money import MICROS_PER_CREDIT
 
 
@@ -41,11 +40,3 @@ def in_body(body: bytes, receipt: Receipt) -> bytes:
     inner = head[:-1].rstrip()
     comma = b"" if inner == b"{" else b","
     return inner + comma + b'"x_platform":' + orjson.dumps(receipt.members()) + b"}"
-
-
-def at_end(usage_chunk: JsonObject | None, receipt: Receipt) -> bytes:
-    """Return the last bytes of a stream: the usage chunk when the client wants it, else a comment; then [DONE]."""
-    members = receipt.members()
-    if usage_chunk is None:
-        return sse.comment(b"x_platform " + orjson.dumps(members)) + sse.DONE
-    return sse.event(orjson.dumps({**usage_chunk, "x_platform": members})) + sse.DONE

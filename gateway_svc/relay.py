@@ -1,4 +1,4 @@
-"""Carry one provider's answer to one client, and know at the end what it used. Nothing is charged here."""
+"""Carry one provider's stream to one client, and know at the end what it used. Nothing is charged here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 from typing import Protocol
 
 from gateway_svc import sse
+from gateway_svc.meters import Meter
 from gateway_svc.providers import BrokenOff, Exchange
 from gateway_svc.settlement import Ending
-from gateway_svc.transcript import Transcript, Verdict
+from gateway_svc.translations import StreamTranslation
 from mesh.clock import monotonic_ms
 
 DRAIN_SECONDS_MAX = 60
@@ -32,59 +33,63 @@ class Client(Protocol):
 
 
 class Relay:
-    """One stream on its way; what is kept back (usage, [DONE], an error) is for the caller to send last."""
+    """One stream on its way; its last events are for the caller to send, once they are paid."""
 
-    def __init__(self, client: Client) -> None:
-        self.transcript = Transcript()
-        self.failure: bytes = b""
+    def __init__(self, client: Client, meter: Meter, translation: StreamTranslation | None, *, cut: bool) -> None:
         self.first_token_at_ms = 0.0
         self.broken = False
         self._client = client
-        self._splitter = sse.Splitter()
-        self._foreign = False  # it ended in what is no event, which nobody can count
+        self._meter = meter
+        self._translation = translation
+        self._cut = cut  # whether a stream that nobody reads is ended, rather than read to its end
+
+    @property
+    def failure(self) -> bytes:
+        """Return the error that the provider reported in its stream; empty when it did not."""
+        return self._meter.failure
+
+    def last(self) -> list[bytes]:
+        """Return the events that were held back, in the client's dialect."""
+        kept = self._meter.kept
+        return kept if self._translation is None else self._translation.end(kept)
 
     async def run(self, exchange: Exchange) -> Ending:
-        """Pass the stream on until its end; a client that left is drained for, within bounds."""
+        """Pass the stream on until its end; a client that left is drained for, within bounds, or not."""
+        meter = self._meter
         try:
             await self._pass_on(exchange)
-        except (BrokenOff, sse.OversizedEvent, TimeoutError):
+        except (BrokenOff, sse.OversizedEvent, TimeoutError, ValueError):
             self.broken = True
-        complete = self.transcript.complete and not self.broken and not self.failure
-        counted = None if self._foreign else self.transcript.counted_tokens
-        return Ending(exchange.status, self.transcript.usage, counted, complete)
+        complete = meter.complete and not self.broken and not meter.failure
+        seen = meter.usage is not None or any(b'"usage"' in event for event in meter.kept)
+        return Ending(exchange.status, meter.usage, meter.counted_tokens, complete, seen)
 
     async def _pass_on(self, exchange: Exchange) -> None:
         drained_bytes = 0
-        give_up_at: float | None = None
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(None) as limit:
             async for chunk in exchange.chunks():
-                if not await self._take(self._splitter.feed(chunk)):
+                await self._send(self._meter.feed(chunk))
+                if self._meter.over:
                     return
-                if self._client.gone():
-                    if give_up_at is None:
-                        give_up_at = loop.time() + DRAIN_SECONDS_MAX
-                        limit.reschedule(give_up_at)
-                    drained_bytes += len(chunk)
-                    if drained_bytes > DRAIN_BYTES_MAX:
-                        raise BrokenOff("nobody reads this stream")
-            if rest := self._splitter.rest.strip():
-                self._foreign = not sse.data_of(rest)
-                await self._take([rest + b"\n\n"])  # ended here, so that an error after it is an event of its own
+                if not self._client.gone():
+                    continue
+                if self._cut:
+                    raise BrokenOff("the client left")
+                if limit.when() is None:
+                    limit.reschedule(loop.time() + DRAIN_SECONDS_MAX)
+                drained_bytes += len(chunk)
+                if drained_bytes > DRAIN_BYTES_MAX:
+                    raise BrokenOff("nobody reads this stream")
+            await self._send(self._meter.end())
 
-    async def _take(self, events: list[bytes]) -> bool:
-        """Follow events and send those that are the client's; False when the stream is over."""
-        passing: list[bytes] = []
-        going_on = True
-        for event in events:
-            verdict = self.transcript.take(event)
-            if verdict is Verdict.PASS:
-                passing.append(event)
-            elif verdict is not Verdict.KEEP:
-                self.failure = sse.data_of(event) if verdict is Verdict.FAILED else b""
-                going_on = False
-                break
-        if passing:
-            self.first_token_at_ms = self.first_token_at_ms or monotonic_ms()
-            await self._client.write(b"".join(passing))
-        return going_on
+    async def _send(self, events: bytes) -> None:
+        if not events:
+            return
+        self.first_token_at_ms = self.first_token_at_ms or monotonic_ms()
+        if self._translation is not None:
+            events = self._translation.take(events)
+        if events:
+            await self._client.write(events)
+
+

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gateway_svc.bounds import Bound
-from gateway_svc.usage import NOTHING, TokenUsage
+from gateway_svc.usage import NOTHING, TokenUsage, UsageSource
 
 FIRST_ERROR_STATUS = 300  # nobody follows a redirection: what answers so has done nothing
 
@@ -24,14 +24,15 @@ class Outcome(StrEnum):
 class Ending:
     """How the provider's answer ended.
 
-    `usage` is what it said, `counted_tokens` the output that was seen to arrive, None where it was not counted;
-    `complete` is false when it broke off.
+    `usage` is what it said, `usage_seen` whether it said anything at all; `counted_tokens` the output that was seen to
+    arrive, None where it can't be counted; `complete` is false when it broke off.
     """
 
     status: int
     usage: TokenUsage | None
     counted_tokens: int | None
     complete: bool
+    usage_seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +43,40 @@ class Settlement:
     estimated: bool
     outcome: Outcome
     http_status: int
+    source: UsageSource
 
 
 def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone: bool) -> Settlement:
     """Settle on the provider's own figures, else on our count, else on all that was held; an error costs nothing."""
     if ending.complete and ending.status >= FIRST_ERROR_STATUS:
+        source = UsageSource.REPORTED if ending.usage is not None else UsageSource.MISSING
         return Settlement(
-            ending.usage or NOTHING, estimated=False, outcome=Outcome.UPSTREAM_ERROR, http_status=ending.status
+            ending.usage or NOTHING,
+            estimated=False,
+            outcome=Outcome.UPSTREAM_ERROR,
+            http_status=ending.status,
+            source=source,
         )
     ended = Outcome.OK if ending.complete else Outcome.UPSTREAM_CUT
     outcome = Outcome.CLIENT_GONE if client_gone else ended
     held = ceiling(bound, output_tokens)
     if ending.usage is not None:
-        return Settlement(ending.usage, estimated=False, outcome=outcome, http_status=ending.status)
+        source = _source(ending.usage, held)
+        return Settlement(ending.usage, estimated=False, outcome=outcome, http_status=ending.status, source=source)
     if not ending.complete and ending.counted_tokens is not None:
         held = replace(held, output_tokens=min(ending.counted_tokens, held.output_tokens))
-    return Settlement(held, estimated=True, outcome=outcome, http_status=ending.status)
+    source = UsageSource.INVALID if ending.usage_seen else UsageSource.MISSING
+    return Settlement(held, estimated=True, outcome=outcome, http_status=ending.status, source=source)
 
 
 def ceiling(bound: Bound, output_tokens: int) -> TokenUsage:
     """Return all that a hold of so many output tokens for each choice covers."""
     return TokenUsage(input_tokens=bound.input_tokens_max, output_tokens=output_tokens * bound.choices)
+
+
+def _source(usage: TokenUsage, held: TokenUsage) -> UsageSource:
+    if usage.total == 0:
+        return UsageSource.ZERO
+    if usage.input_total > held.input_tokens or usage.output_total > held.output_tokens:
+        return UsageSource.ABOVE_BOUND
+    return UsageSource.REPORTED

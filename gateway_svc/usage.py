@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-import orjson
-
-from gateway_svc.chat import Json, JsonObject
+from gateway_svc.dialects.reading import Json, JsonObject
 
 TOKENS_MAX = 10**7  # the ledger prices no more; a larger figure is a broken provider's, not a completion's
 
@@ -33,10 +31,19 @@ class TokenUsage:
     reasoning_tokens: int = 0
 
     @property
+    def input_total(self) -> int:
+        """Return all tokens that went in, cached or not."""
+        return self.input_tokens + self.cached_input_tokens + self.cache_write_tokens
+
+    @property
+    def output_total(self) -> int:
+        """Return all tokens that came out, reasoning included."""
+        return self.output_tokens + self.reasoning_tokens
+
+    @property
     def total(self) -> int:
         """Return all tokens, in and out."""
-        written = self.output_tokens + self.reasoning_tokens
-        return self.input_tokens + self.cached_input_tokens + self.cache_write_tokens + written
+        return self.input_total + self.output_total
 
 
 NOTHING = TokenUsage()
@@ -64,15 +71,6 @@ def of_openai(usage: Json) -> TokenUsage | None:
         output_tokens=completion if beside else completion - reasoning,
         reasoning_tokens=reasoning,
     )
-
-
-def of_openai_body(body: bytes) -> TokenUsage | None:
-    """Read the figures in a whole answer."""
-    try:
-        document: Json = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    return of_openai(document.get("usage")) if isinstance(document, dict) else None
 
 
 def _count(usage: JsonObject, name: str) -> int | None:

@@ -94,7 +94,7 @@ def settle_message(report: Report) -> charges_pb2.SettleHold:
         overhead_ms=report.overhead_ms,
         first_token_ms=report.first_token_ms,
         streamed=report.streamed,
-        usage_source=report.usage_source,
+        usage_source=report.settlement.source,
         attempts=report.attempts,
         dialect=report.dialect,
         traceparent=traces.traceparent() or "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway_svc.dialects import Dialect
 from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.errors import DRAINING, identified
 from gateway_svc.http.health import Health
@@ -19,7 +20,13 @@ from mesh.telemetry import logs
 BACKLOG = 1_024
 HEADER_BYTES_MAX = 16 * 1024
 LAST_ANSWERS_SECONDS = 0.5  # busy connections learn from one more answer that they end
-PREFIXES = ("", "/gateway")  # OpenAI's own paths, and the same below ours
+PREFIXES = ("", "/gateway")  # the vendors' own paths, and the same below ours
+POSTED = {
+    "/v1/chat/completions": Dialect.CHAT,
+    "/v1/responses": Dialect.RESPONSES,
+    "/v1/messages": Dialect.MESSAGES,
+    "/v1/embeddings": Dialect.EMBEDDINGS,
+}
 
 log = logs.get(__name__)
 
@@ -38,7 +45,9 @@ def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> 
     app = web.Application(middlewares=[identified(instance)], client_max_size=body_bytes_max)
     app[DRAINING] = asyncio.Event()
     for prefix in PREFIXES:
-        app.router.add_post(f"{prefix}/v1/chat/completions", endpoints.completions.create)
+        for path, dialect in POSTED.items():
+            app.router.add_post(f"{prefix}{path}", endpoints.completions.create(dialect))
+        app.router.add_post(f"{prefix}/v1/messages/count_tokens", endpoints.completions.count)
         app.router.add_get(f"{prefix}/v1/models", endpoints.models.list)
         app.router.add_get(f"{prefix}/v1/models/{{model:.+}}", endpoints.models.get)
     app.router.add_get("/health", endpoints.health.live)

@@ -1,16 +1,20 @@
-"""`POST /v1/chat/completions`: an HTTP request becomes an Ask, its connection a Client."""
+"""What agents post to a model, in any dialect: an HTTP request becomes an Ask, its connection a Client."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway_svc.admission import Ask
+from gateway_svc.dialects import Dialect
 from gateway_svc.flow import Completions
-from gateway_svc.http.errors import DRAINING, REQUEST_ID
+from gateway_svc.http.answers import json_response
+from gateway_svc.http.errors import DRAINING, REQUEST_ID, told_id
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -20,6 +24,8 @@ READ_SECONDS_MAX = 60
 WRITE_SECONDS_MAX = 60
 BEARER = "bearer "
 CLAMPS = ("", "on", "off")
+
+Serving: TypeAlias = Callable[[web.Request, Ask], Awaitable[web.StreamResponse]]
 
 
 class Connection:
@@ -42,7 +48,7 @@ class Connection:
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
-                "x-request-id": self._request[REQUEST_ID],
+                **told_id(self._request),
                 "x-mandate-instance": self._instance,
             }
         )
@@ -94,33 +100,35 @@ class Endpoint:
         self._instance = instance
         self._in_flight = 0
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
+    def create(self, dialect: Dialect) -> Handler:
+        """Return the handler of what is posted in one dialect."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await self._seated(request, dialect, self._serve)
+
+        return handler
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """Say how many input tokens a request in Anthropic's dialect would be."""
+        return await self._seated(request, Dialect.MESSAGES, self._count)
+
+    async def _seated(self, request: web.Request, dialect: Dialect, serve: Serving) -> web.StreamResponse:
         if self._in_flight >= self._in_flight_max:
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         self._in_flight += 1
         started_ms = monotonic_ms()
         try:
-            with traces.serving("POST /v1/chat/completions", request.headers.get("traceparent")) as span:
+            with traces.serving(f"POST {request.path}", request.headers.get("traceparent")) as span:
                 span.set("mandate.request_id", request[REQUEST_ID])
                 # A body is read for those alone who have a key, and no organization takes every seat.
-                agent = await self._completions.recognize(key_of(request))
+                key = key_of(request)
+                agent = await self._completions.recognize(key)
                 with self._seats.taken(agent.organization_id):
-                    return await self._serve(request, started_ms)
+                    return await serve(request, await _ask_of(request, dialect, key, started_ms))
         finally:
             self._in_flight -= 1
 
-    async def _serve(self, request: web.Request, started_ms: float) -> web.StreamResponse:
-        clamp = request.headers.get("x-mandate-clamp", "").strip().lower()
-        if clamp not in CLAMPS:
-            raise InvalidArgument("INVALID_FIELD", "x-mandate-clamp must be on or off", field="x-mandate-clamp")
-        ask = Ask(
-            request_id=request[REQUEST_ID],
-            key=key_of(request),
-            body=await _body_of(request),
-            clamp=clamp != "off",
-            mock=request.headers.get("x-mock", ""),
-            started_ms=started_ms,
-        )
+    async def _serve(self, request: web.Request, ask: Ask) -> web.StreamResponse:
         connection = Connection(request, self._instance)
         reply = await self._completions.run(ask, connection)
         if reply is not None:
@@ -130,6 +138,24 @@ class Endpoint:
         if connection.response is None:
             raise ConnectionResetError
         return connection.response
+
+    async def _count(self, request: web.Request, ask: Ask) -> web.StreamResponse:
+        return json_response({"input_tokens": await self._completions.count(ask)})
+
+
+async def _ask_of(request: web.Request, dialect: Dialect, key: Secret | None, started_ms: float) -> Ask:
+    clamp = request.headers.get("x-mandate-clamp", "").strip().lower()
+    if clamp not in CLAMPS:
+        raise InvalidArgument("INVALID_FIELD", "x-mandate-clamp must be on or off", field="x-mandate-clamp")
+    return Ask(
+        request_id=request[REQUEST_ID],
+        dialect=dialect,
+        key=key,
+        body=await _body_of(request),
+        clamp=clamp != "off",
+        mock=request.headers.get("x-mock", ""),
+        started_ms=started_ms,
+    )
 
 
 async def _body_of(request: web.Request) -> bytes:

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the models that the caller's key may ask for."""
+"""`GET /v1/models`: what the caller's key may ask for, in OpenAI's shape or, for its clients, in Anthropic's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from aiohttp import web
 
 from gateway_svc.admission import Admission
 from gateway_svc.bounds import Model
-from gateway_svc.chat import JsonObject
+from gateway_svc.dialects.reading import JsonObject
 from gateway_svc.http.answers import json_response
 from gateway_svc.http.completions import key_of
 from mesh.errors import NotFound
 
 CREATED = 1_750_000_000  # price lists know no day of birth; clients demand a number
+CREATED_AT = "1970-01-01T00:00:00Z"  # what Anthropic tells of models whose day is not known
 
 
 class Models:
@@ -21,23 +22,47 @@ class Models:
         self._admission = admission
 
     async def list(self, request: web.Request) -> web.Response:
-        models = await self._admission.models(key_of(request))
-        return json_response({"object": "list", "data": [_shown(model) for model in models]})
+        named = await self._admission.models(key_of(request))
+        if _is_anthropics(request):
+            shown = [_message_model(name, model) for name, model in named]
+            ends: JsonObject = {"first_id": None, "last_id": None}
+            if named:
+                ends = {"first_id": named[0][0], "last_id": named[-1][0]}
+            return json_response({"data": list(shown), "has_more": False, **ends})
+        return json_response({"object": "list", "data": [_shown(name, model) for name, model in named]})
 
     async def get(self, request: web.Request) -> web.Response:
-        name = request.match_info["model"]
-        for model in await self._admission.models(key_of(request)):
-            if model.name == name:
-                return json_response(_shown(model))
-        raise NotFound("MODEL_NOT_FOUND", f"there is no model {name[:200]!r}", field="model")
+        wanted = request.match_info["model"]
+        for name, model in await self._admission.models(key_of(request)):
+            if name == wanted:
+                return json_response((_message_model if _is_anthropics(request) else _shown)(name, model))
+        raise NotFound("MODEL_NOT_FOUND", f"there is no model {wanted[:200]!r}", field="model")
 
 
-def _shown(model: Model) -> JsonObject:
+def _is_anthropics(request: web.Request) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _shown(name: str, model: Model) -> JsonObject:
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": CREATED,
         "owned_by": model.provider,
         "context_window": model.context_tokens,
         "max_output_tokens": model.output_tokens_max,
+    }
+
+
+def _message_model(name: str, model: Model) -> JsonObject:
+    return {
+        "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": CREATED_AT,
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "max_input_tokens": model.context_tokens,
+        "max_tokens": model.output_tokens_max,
     }

@@ -115,3 +115,8 @@ def _bytes_written(event: bytes) -> int:
     if not isinstance(choices, list):
         return 0
     return sum(bytes_of_text(choice.get("delta")) for choice in choices if isinstance(choice, dict))
+
+
+def usage_of(document: JsonObject) -> TokenUsage | None:
+    """Read the figures of a whole answer."""
+    return of_openai(document.get("usage"))

@@ -1,4 +1,4 @@
-"""Model providers: one module a dialect, each answering in OpenAI's shape. Who may ask, and the price, are not here."""
+"""Model providers: where each is asked, in which dialect, with whose key. Who may ask, and the price, are not here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway_svc.bounds import Model
-from gateway_svc.chat import ChatRequest
 from gateway_svc.credentials import Credential
+from gateway_svc.dialects import Dialect, Request
+from gateway_svc.dialects.reading import JsonObject
 from mesh.secret import Secret
 
 
@@ -23,12 +23,13 @@ class BrokenOff(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to a provider; `output_tokens` is the limit for each choice that the hold covers."""
+    """One request to a provider, in a dialect that it speaks, and `document` as it goes upstream, our limit in it."""
 
     request_id: str
-    chat: ChatRequest
-    model: Model
-    output_tokens: int
+    request: Request
+    document: JsonObject
+    model: str
+    output_tokens: int  # for each choice
     credential: Credential | None
     mock: str = ""
 
@@ -39,17 +40,17 @@ class Call:
 
 
 class Exchange(Protocol):
-    """A provider's answer whose head has arrived."""
+    """A provider's answer whose head has arrived, in the dialect of the call."""
 
     status: int
     retry_after: str
 
     async def body(self) -> bytes:
-        """Return all of a whole answer in OpenAI's shape; BrokenOff when it ends early."""
+        """Return all of a whole answer; BrokenOff when it ends early."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Give a stream's bytes in OpenAI's shape as they come; BrokenOff when it ends early."""
+        """Give a stream's bytes as they come; BrokenOff when it ends early."""
         ...
 
 
@@ -58,10 +59,18 @@ class Provider(Protocol):
 
     needs_credential: bool
 
-    def check(self, call: Call) -> None:
-        """Raise MeshError for a request that this dialect can't carry, before anything is sent."""
+    def speaks(self, credential: Credential | None) -> frozenset[Dialect]:
+        """Return the dialects that are spoken where this key leads."""
+        ...
+
+    def check(self, order: str) -> None:
+        """Raise MeshError for orders (`x-mock`) that can't be followed, before anything is held."""
         ...
 
     def ask(self, call: Call) -> AbstractAsyncContextManager[Exchange]:
         """Send a request and wait for the head of its answer; NotSent or BrokenOff when there is none."""
+        ...
+
+    async def count(self, call: Call) -> int | None:
+        """Return how many input tokens a request is, as the provider counts; None where it has no way to say."""
         ...

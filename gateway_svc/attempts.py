@@ -1,0 +1,145 @@
+"""Steps 5 and 6 of a completion: ask one provider after another until one serves, as long as none has billed anything.
+
+A failure that says nothing of what was billed (a time-out, a cut) ends it: it is never asked again, anywhere. What a
+provider refuses (408, 409, 425, 429, 5xx; our key; a model that it does not have) it does not bill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway_svc import failures
+from gateway_svc.breaker import Admitted as Leave
+from gateway_svc.breaker import Circuits, Open
+from gateway_svc.choices import Choice
+from gateway_svc.credentials import Credentials
+from gateway_svc.dialects.registry import limited
+from gateway_svc.passage import Passage
+from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent
+from gateway_svc.settlement import FIRST_ERROR_STATUS
+from mesh.clock import monotonic_ms
+from mesh.errors import MeshError, Unavailable
+from mesh.telemetry import logs
+
+ELSEWHERE = failures.WORTH_A_RETRY | {*failures.AUTH_STATUSES, 404}  # statuses after which another may do better
+LIMITED = 429
+FIRST_SERVER_ERROR = 500
+
+log = logs.get(__name__)
+
+
+class Unserved(Exception):
+    """No provider was reached: nothing can have been billed."""
+
+    def __init__(self, error: MeshError) -> None:
+        super().__init__(error.reason)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A provider's no, read to its end; of one that broke off nothing is left, but a no it is all the same."""
+
+    status: int
+    body: bytes
+    retry_after: str
+
+
+class Attempts:
+    """Asks providers, and remembers which of them are out of order."""
+
+    def __init__(self, credentials: Credentials, circuits: Circuits) -> None:
+        self._credentials = credentials
+        self._circuits = circuits
+
+    @asynccontextmanager
+    async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
+        """Give the first answer that serves, else the last refusal; Unserved where nobody could be asked."""
+        refusal: Refusal | None = None
+        missed: MeshError | None = None
+        for route, choice in enumerate(passage.admitted.choices):
+            leave = self._leave(choice)
+            if isinstance(leave, Open):
+                missed = missed or _out_of_order(choice, leave)
+                continue
+            if not passage.mine:
+                missed = Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500)
+                break
+            try:
+                async with self._asked(passage, route, leave) as exchange:
+                    if exchange.status < FIRST_ERROR_STATUS:
+                        yield exchange
+                        return
+                    refusal = await self._refusal(passage, choice, exchange)
+            except NotSent as error:
+                log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
+                missed = missed or failures.unreachable()
+                continue
+            if refusal.status not in ELSEWHERE:
+                break
+        if refusal is None:
+            raise Unserved(missed or failures.unreachable())
+        yield refusal
+
+    @asynccontextmanager
+    async def _asked(self, passage: Passage, route: int, leave: Leave | None) -> AsyncGenerator[Exchange]:
+        """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing."""
+        choice = passage.admitted.choices[route]
+        passage.sent(route)
+        try:
+            async with choice.provider.ask(call_of(passage, choice)) as exchange:
+                self._judge(leave, exchange)
+                yield exchange
+        except (NotSent, BrokenOff):
+            if leave is not None:
+                self._circuits.failed(leave, monotonic_ms())
+            raise
+        finally:
+            if leave is not None:
+                self._circuits.abandoned(leave)
+
+    def _leave(self, choice: Choice) -> Leave | Open | None:
+        circuit = choice.circuit
+        return None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
+
+    def _judge(self, leave: Leave | None, exchange: Exchange) -> None:
+        if leave is None:
+            return
+        if exchange.status == LIMITED:
+            after_ms = failures.seconds_of(exchange.retry_after) * 1_000
+            self._circuits.limited(leave, after_ms, monotonic_ms())
+        elif exchange.status >= FIRST_SERVER_ERROR:
+            self._circuits.failed(leave, monotonic_ms())
+        else:
+            self._circuits.succeeded(leave, monotonic_ms())
+
+    async def _refusal(self, passage: Passage, choice: Choice, exchange: Exchange) -> Refusal:
+        try:
+            body = await exchange.body()
+        except BrokenOff:
+            body = b""
+        if exchange.status in failures.AUTH_STATUSES:
+            self._credentials.forget(passage.admitted.agent.organization_id, choice.model.provider)
+        log.event("upstream.refused", provider=choice.model.provider, model=choice.model.name, status=exchange.status)
+        return Refusal(exchange.status, body, exchange.retry_after)
+
+
+def call_of(passage: Passage, choice: Choice) -> Call:
+    """Build what goes upstream: the request in the provider's dialect, with the limit that is paid for."""
+    tokens = min(passage.grant.output_tokens, choice.model.output_tokens_max or passage.grant.output_tokens)
+    return Call(
+        request_id=passage.admitted.ask.request_id,
+        request=choice.far.request,
+        document=limited(choice.far.request, choice.model.name, tokens),
+        model=choice.model.name,
+        output_tokens=tokens,
+        credential=choice.credential,
+        mock=passage.admitted.ask.mock,
+    )
+
+
+def _out_of_order(choice: Choice, leave: Open) -> Unavailable:
+    text = f"the provider {choice.model.provider} fails too often and is not asked for a while"
+    return Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms)

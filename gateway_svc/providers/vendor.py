@@ -1,0 +1,86 @@
+"""Vendors that are asked over HTTP: one address and one pool for the operator's, another for what tenants name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import orjson
+
+from gateway_svc.credentials import Credential
+from gateway_svc.dialects import Dialect
+from gateway_svc.providers import Call, NotSent
+from gateway_svc.providers.upstream import Answer, Upstream
+
+VERSION_PATH = "/v1"
+
+
+class Vendor:
+    """One vendor's API; `public` is the pool for addresses that tenants name."""
+
+    needs_credential = True
+    paths: Mapping[Dialect, str] = {}
+    common: frozenset[Dialect] = frozenset()  # what servers of tenants that copy the vendor's API can be trusted to speak
+
+    def __init__(self, upstream: Upstream, public: Upstream, base_url: str) -> None:
+        self._upstream = upstream
+        self._public = public
+        self._base_url = base_url
+
+    def speaks(self, credential: Credential | None) -> frozenset[Dialect]:
+        return self.common if credential is not None and credential.named else frozenset(self.paths)
+
+    def check(self, order: str) -> None:
+        """Follow no orders: those are for the mock models."""
+
+    @asynccontextmanager
+    async def ask(self, call: Call) -> AsyncGenerator[VendorExchange]:
+        async with self.post(call, self.paths[call.request.dialect]) as answer:
+            yield VendorExchange(answer)
+
+    async def count(self, call: Call) -> int | None:
+        return None
+
+    def authorized(self, credential: Credential) -> dict[str, str]:
+        """Return the headers that carry a key."""
+        return {"authorization": f"Bearer {credential.secret.reveal()}"}
+
+    @asynccontextmanager
+    async def post(self, call: Call, path: str) -> AsyncGenerator[Answer]:
+        """Send a call's document to one path."""
+        credential = call.credential
+        if credential is None:
+            raise NotSent("there is no credential")
+        pool, base_url = (
+            (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
+        )
+        headers = {
+            **self.authorized(credential),
+            "content-type": "application/json",
+            "accept": "text/event-stream" if call.request.stream else "application/json",
+            "accept-encoding": "identity",
+            "x-request-id": call.request_id,
+        }
+        async with pool.post(_address(base_url, path), headers, orjson.dumps(call.document)) as answer:
+            yield answer
+
+
+class VendorExchange:
+    """An answer in the dialect that was asked in."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.status = answer.status
+        self.retry_after = answer.header("retry-after")
+
+    async def body(self) -> bytes:
+        return await self._answer.body()
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self._answer.chunks()
+
+
+def _address(base_url: str, path: str) -> str:
+    """Join the two; where the path has the version, a base that ends in it as well is as good as one that does not."""
+    base = base_url.rstrip("/")
+    return (base.removesuffix(VERSION_PATH) if path.startswith(VERSION_PATH) else base) + path
