@@ -10,10 +10,11 @@ from gateway_svc.choices import Choice, Choices
 from gateway_svc.dialects import Dialect, Request
 from gateway_svc.dialects.registry import parse
 from gateway_svc.policies import Policy
-from gateway_svc.rates import Rates, Taken
+from gateway_svc.rates import RateExceeded, Rates, Taken
 from gateway_svc.rules import Rules
+from gateway_svc.violations import Violation, Violations
 from gateway_svc.who import Agent, Directory
-from mesh.errors import PermissionDenied, Unauthenticated
+from mesh.errors import MeshError, PermissionDenied, Unauthenticated
 from mesh.secret import Secret
 
 KEY_PREFIX = "cpk_"
@@ -49,17 +50,41 @@ class Admitted:
 class Admission:
     """What has to be known of an agent before it may ask for anything."""
 
-    def __init__(self, directory: Directory, rules: Rules, rates: Rates, choices: Choices) -> None:
+    def __init__(
+        self, directory: Directory, rules: Rules, rates: Rates, choices: Choices, violations: Violations
+    ) -> None:
         self._directory = directory
         self._rules = rules
         self._rates = rates
         self._choices = choices
+        self._violations = violations
 
     async def admit(self, ask: Ask) -> Admitted:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
-        request = await self._read(ask, policy)
+        try:
+            return await self._admit(ask, agent, policy)
+        except (PermissionDenied, RateExceeded) as refused:
+            await self.violated(ask, agent, refused)
+            raise
+
+    async def violated(self, ask: Ask, agent: Agent, refused: MeshError) -> None:
+        """Put a refusal by policy on record, before anybody is told of it."""
+        await self._violations.record(
+            Violation(
+                organization_id=agent.organization_id,
+                agent_id=agent.id,
+                api_key_id=agent.api_key_id,
+                request_id=ask.request_id,
+                endpoint=ask.dialect,
+                reason=refused.reason,
+                limit=refused.details.get("limit", ""),
+            )
+        )
+
+    async def _admit(self, ask: Ask, agent: Agent, policy: Policy) -> Admitted:
+        request = _read(ask, policy)
         choices = await self._choices.of(request, agent, policy, ask.request_id)
         for choice in choices:
             choice.provider.check(ask.mock)
@@ -72,7 +97,7 @@ class Admission:
         """Return where a request would go first, of one that is not to be served: nothing is counted."""
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
-        request = await self._read(ask, policy)
+        request = _read(ask, policy)
         return (await self._choices.of(request, agent, policy, ask.request_id))[0]
 
     async def agent(self, key: Secret | None) -> Agent:
@@ -93,15 +118,16 @@ class Admission:
         """Count what a request used instead of what it might have used."""
         await self._rates.correct(admitted.taken, tokens)
 
-    async def _read(self, ask: Ask, policy: Policy) -> Request:
-        if not policy.allows_endpoint(ask.dialect):
-            raise PermissionDenied("ENDPOINT_NOT_ALLOWED", f"a policy does not allow {ask.dialect}")
-        request = parse(ask.dialect, ask.body)
-        for name in request.tools:
-            if not policy.allows_tool(name):
-                text = f"a policy does not allow the tool {name[:100]!r}"
-                raise PermissionDenied("TOOL_NOT_ALLOWED", text, field="tools")
-        return request
+
+def _read(ask: Ask, policy: Policy) -> Request:
+    if not policy.allows_endpoint(ask.dialect):
+        raise PermissionDenied("ENDPOINT_NOT_ALLOWED", f"a policy does not allow {ask.dialect}")
+    request = parse(ask.dialect, ask.body)
+    for name in request.tools:
+        if not policy.allows_tool(name):
+            text = f"a policy does not allow the tool {name[:100]!r}"
+            raise PermissionDenied("TOOL_NOT_ALLOWED", text, field="tools")
+    return request
 
 
 def _digest(key: Secret | None) -> bytes:

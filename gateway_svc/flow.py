@@ -27,7 +27,7 @@ from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.usage import TokenUsage
 from gateway_svc.who import Agent
 from mesh.clock import monotonic_ms
-from mesh.errors import Aborted, MeshError, Unavailable
+from mesh.errors import Aborted, MeshError, PermissionDenied, Unavailable
 from mesh.secret import Secret
 from mesh.telemetry import logs
 
@@ -98,8 +98,10 @@ class Completions:
             outcome = await self._ask_ledger(admitted)
             if isinstance(outcome, Refused):
                 raise outcome.error()
-        except MeshError:
+        except MeshError as refused:
             await self._admission.correct(admitted, 0)
+            if isinstance(refused, PermissionDenied):  # its own limit on cost
+                await self._admission.violated(admitted.ask, admitted.agent, refused)
             raise
         return outcome
 

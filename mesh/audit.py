@@ -58,25 +58,35 @@ async def record(tx: Connection, fact: Fact) -> None:
     The count is locked from here to the commit, so that an organization's facts are numbered without a gap and in the
     order of their commits.
     """
+    await record_all(tx, [(caller.current().actor, fact)])
+
+
+async def record_all(tx: Connection, facts: Sequence[tuple[str, Fact]]) -> None:
+    """Write down what each actor did in one and the same organization; as `record` does, at the cost of one."""
     row = await tx.fetchrow(
-        "INSERT INTO audit_counts AS c (organization_id, last_seq) VALUES ($1, 1) "
-        "ON CONFLICT (organization_id) DO UPDATE SET last_seq = c.last_seq + 1 "
+        "INSERT INTO audit_counts AS c (organization_id, last_seq) VALUES ($1, $2) "
+        "ON CONFLICT (organization_id) DO UPDATE SET last_seq = c.last_seq + $2 "
         "RETURNING last_seq, clock_timestamp() AS at",
-        fact.organization_id,
+        facts[0][1].organization_id,
+        len(facts),
     )
     assert row is not None  # noqa: S101  # INSERT … RETURNING gives its row or raises
     time = Timestamp()
     time.FromDatetime(row["at"])
-    message = pb.AuditFact(
-        source_seq=row["last_seq"],
-        organization_id=fact.organization_id,
-        actor=caller.current().actor,
-        action=fact.action,
-        subject=fact.subject,
-        detail=canonical.dumps(fact.detail),
-        time=time,
-    )
-    await tx.execute("INSERT INTO audit_outbox (payload) VALUES ($1)", message.SerializeToString())
+    messages = [
+        pb.AuditFact(
+            source_seq=row["last_seq"] - len(facts) + place,
+            organization_id=fact.organization_id,
+            actor=actor,
+            action=fact.action,
+            subject=fact.subject,
+            detail=canonical.dumps(fact.detail),
+            time=time,
+        )
+        for place, (actor, fact) in enumerate(facts, start=1)
+    ]
+    payloads = [message.SerializeToString() for message in messages]
+    await tx.execute("INSERT INTO audit_outbox (payload) SELECT unnest($1::bytea[])", payloads)
 
 
 def delivery(db: Database, service: str, ledger: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
