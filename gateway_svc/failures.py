@@ -106,9 +106,7 @@ def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, JsonObje
     error = _error_of(text)
     if error is not None:
         return status, error
-    return status, _upstream_error(
-        text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error"
-    )
+    return status, _upstream_error(text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error")
 
 
 def retry_after(text: str) -> str:

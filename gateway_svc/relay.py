@@ -91,5 +91,3 @@ class Relay:
             events = self._translation.take(events)
         if events:
             await self._client.write(events)
-
-

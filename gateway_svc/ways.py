@@ -32,9 +32,7 @@ class Way:
     far: Far
 
 
-def ways(
-    request: Request, models: Iterable[Model], speaks: Callable[[Model], frozenset[Dialect]]
-) -> tuple[Way, ...]:
+def ways(request: Request, models: Iterable[Model], speaks: Callable[[Model], frozenset[Dialect]]) -> tuple[Way, ...]:
     """Return the ways that there are, in the order of the models; the first one's error when there is none."""
     by_dialect: dict[Dialect, Far] = {}
     found: list[Way] = []

@@ -187,9 +187,7 @@ class MockEmbeddings(MockExchange):
         given = document.get("input")
         inputs = len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
         vector: Json = EMBEDDING_BASE64 if document.get("encoding_format") == "base64" else list(EMBEDDING)
-        data: list[Json] = [
-            {"object": "embedding", "index": index, "embedding": vector} for index in range(inputs)
-        ]
+        data: list[Json] = [{"object": "embedding", "index": index, "embedding": vector} for index in range(inputs)]
         answer: JsonObject = {"object": "list", "data": data, "model": self._call.model}
         if (usage := self.usage(0)) is not None:
             answer["usage"] = {name: usage[name] for name in ("prompt_tokens", "total_tokens")}

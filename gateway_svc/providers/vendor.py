@@ -20,7 +20,9 @@ class Vendor:
 
     needs_credential = True
     paths: Mapping[Dialect, str] = {}
-    common: frozenset[Dialect] = frozenset()  # what servers of tenants that copy the vendor's API can be trusted to speak
+    common: frozenset[Dialect] = (
+        frozenset()
+    )  # what servers of tenants that copy the vendor's API can be trusted to speak
 
     def __init__(self, upstream: Upstream, public: Upstream, base_url: str) -> None:
         self._upstream = upstream
@@ -51,9 +53,7 @@ class Vendor:
         credential = call.credential
         if credential is None:
             raise NotSent("there is no credential")
-        pool, base_url = (
-            (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
-        )
+        pool, base_url = (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
         headers = {
             **self.authorized(credential),
             "content-type": "application/json",

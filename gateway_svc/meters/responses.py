@@ -1,0 +1,130 @@
+"""A stream of the Responses API (OpenAI's reference: streaming events). Most events are passed by scans of their bytes."""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+
+from gateway_svc import sse
+from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.meters.counting import Counting
+from gateway_svc.usage import TokenUsage, of_openai
+
+# What ends a stream, in its event line or its data; text of the model has a backslash before each quote.
+TOLD = re.compile(
+    rb"event:\s*(?:response\.(?:completed|incomplete|failed)|error)|"
+    rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|\r'
+)
+STARTS = (b"event:", b"data:")
+EVENT_END = b"\n\n"
+FAILURES = ("response.failed", "error")
+ENDINGS = ("response.completed", "response.incomplete")
+
+
+class ResponsesMeter:
+    """One stream, from its first byte to the event that ends it."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+        self.failure = b""
+        self.over = False
+        self.complete = False
+        self._usage: TokenUsage | None = None
+        self._foreign = False
+        self._splitter = sse.Splitter()
+        self._counting = Counting(_bytes_written)
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        return self._usage
+
+    @property
+    def counted_tokens(self) -> int | None:
+        return None if self._foreign else self._counting.tokens
+
+    def feed(self, data: bytes) -> bytes:
+        if not self._splitter.rest and data.endswith(EVENT_END) and _ordinary(data):
+            self._counting.add(data)
+            return data
+        passing = bytearray()
+        for event in self._splitter.feed(data):
+            if self.over:
+                break
+            passing += self._take(event)
+        return bytes(passing)
+
+    def end(self) -> bytes:
+        rest = self._splitter.rest.strip()
+        if not rest or self.over:
+            return b""
+        self._foreign = not sse.data_of(rest)
+        return self._take(rest + EVENT_END)
+
+    def _take(self, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if not data or data == b"[DONE]":
+            return b"" if data else event
+        if not TOLD.search(event):
+            self._counting.add(event)
+            return event
+        return self._read(event, data)
+
+    def _read(self, event: bytes, data: bytes) -> bytes:
+        told = _object_of(data)
+        kind = told.get("type")
+        if kind in ENDINGS:
+            response = told.get("response")
+            self._usage = usage_of(response) if isinstance(response, dict) else None
+            self.kept = [event]
+            self.complete = self.over = True
+            return b""
+        if kind in FAILURES or not isinstance(kind, str):
+            response = told.get("response")
+            self._usage = usage_of(response) if isinstance(response, dict) else None
+            self.failure, self.over = data, True
+            return b""
+        self._counting.add(event)
+        return event
+
+
+def usage_of(document: JsonObject) -> TokenUsage | None:
+    """Read the inclusive figures of a whole response; None when they are missing or broken."""
+    usage = document.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    return of_openai(
+        {
+            "prompt_tokens": usage.get("input_tokens"),
+            "completion_tokens": usage.get("output_tokens"),
+            "total_tokens": usage.get("total_tokens"),
+            "prompt_tokens_details": usage.get("input_tokens_details"),
+            "completion_tokens_details": usage.get("output_tokens_details"),
+        }
+    )
+
+
+def _ordinary(data: bytes) -> bool:
+    """Return whether these are whole events of one event line and one data line, none of which has to be read."""
+    if TOLD.search(data) is not None or not data.startswith(b"event: response."):
+        return False
+    events = data.count(EVENT_END)
+    return (
+        data.count(b"\ndata:") == events == data.count(b"\n\nevent: response.") + 1 and data.count(b"\n") == 3 * events
+    )
+
+
+def _object_of(data: bytes) -> JsonObject:
+    try:
+        told: Json = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _bytes_written(event: bytes) -> int:
+    """Return how many bytes the model wrote in one event: those of a delta, whatever it is of."""
+    if b".delta" not in event:
+        return 0
+    delta = _object_of(sse.data_of(event)).get("delta")
+    return len(delta.encode(errors="replace")) if isinstance(delta, str) else 0
