@@ -1,8 +1,8 @@
 """How many tokens a request can cost at most, whichever way it goes, and the limit that keeps this true. Pure.
 
-Characters divided by four are no bound (tokens of emoji are up to 11 times that); every token of a byte-level vocabulary
-has at least one byte, so UTF-8 bytes are. That other vocabularies keep to it is assumed; a provider that bills more than
-was held is charged as a breach, by the ledger. What a token costs is the ledger's word.
+Characters divided by four are no bound (tokens of emoji are up to 11 times that); every token of a byte-level
+vocabulary has at least one byte, so UTF-8 bytes are. That other vocabularies keep to it is assumed; a provider that
+bills more than was held is recorded as a breach, by the ledger. What a token costs is the ledger's word.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ways in which a request may go upstream: a model, the dialect that it is asked in, and the request in that. Pure."""
+"""The ways in which a request may go upstream: a model, and the request in a dialect of its provider's. Pure."""
 
 from __future__ import annotations
 

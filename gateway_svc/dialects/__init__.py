@@ -22,8 +22,8 @@ class Size:
     """What bounds a request's input tokens, before the model is known.
 
     `tokens` is a token for each UTF-8 byte and what a template adds; `foreign_tokens` is what vendors add that write
-    prompts of their own for tools and formats. Images have a bound each, by vendor. `text_bytes` is what the mock models
-    count. Where `bounded` is false, only the model's context window bounds it.
+    prompts of their own for tools and formats. Images have a bound each, by vendor. `text_bytes` is what the mock
+    models count. Where `bounded` is false, only the model's context window bounds it.
     """
 
     tokens: int

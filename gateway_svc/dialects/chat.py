@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: a request read and checked, what it can cost, and how our limit is written into it. Pure."""
+"""OpenAI's chat completions: a request read, what it can cost, and how our limit is written into it. Pure."""
 
 from __future__ import annotations
 
@@ -165,14 +165,17 @@ def _check_messages(value: Json) -> None:
             raise invalid(f"messages[{index}]", "must be an object")
         if not isinstance(message.get("role"), str):
             raise invalid(f"messages[{index}].role", "must be a text")
-        content = message.get("content")
-        if not isinstance(content, str | list | None):
-            raise invalid(f"messages[{index}].content", "must be a text or a list of parts")
         if message.get("audio") is not None:
             raise unpriced(f"messages[{index}].audio", "no price covers sound or film")
-        for place, part in enumerate(parts_of(content)):
-            if isinstance(part, dict) and part.get("type") in UNPRICED_PARTS:
-                raise unpriced(f"messages[{index}].content[{place}]", "no price covers sound or film")
+        _check_content(message.get("content"), f"messages[{index}].content")
+
+
+def _check_content(content: Json, field: str) -> None:
+    if not isinstance(content, str | list | None):
+        raise invalid(field, "must be a text or a list of parts")
+    for place, part in enumerate(parts_of(content)):
+        if isinstance(part, dict) and part.get("type") in UNPRICED_PARTS:
+            raise unpriced(f"{field}[{place}]", "no price covers sound or film")
 
 
 def _tools(document: JsonObject) -> tuple[str, ...]:

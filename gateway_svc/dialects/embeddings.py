@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: texts or token ids in, vectors out; no token comes out (OpenAI's reference: embeddings). Pure."""
+"""OpenAI's embeddings: texts or token ids in, vectors out, and no token (OpenAI's reference: embeddings). Pure."""
 
 from __future__ import annotations
 

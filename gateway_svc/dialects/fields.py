@@ -1,4 +1,4 @@
-"""What each field of a request can do to its cost. One that no table names is bounded by the context window alone. Pure."""
+"""What each field of a request can do to its cost; what no table names, the context window alone bounds. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream of the Responses API (OpenAI's reference: streaming events). Most events are passed by scans of their bytes."""
+"""A stream of the Responses API (OpenAI's reference: streaming events); most events are passed by a few scans."""
 
 from __future__ import annotations
 
