@@ -59,6 +59,15 @@ async def lock(tx: Connection, organization_id: str) -> None:
     await tx.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 4))", organization_id)
 
 
+async def lock_of(tx: Connection, route_id: str) -> StoredRoute | None:
+    """Return a route, in force or not, that nobody else changes until the transaction ends."""
+    organization_id: str | None = await tx.fetchval("SELECT organization_id FROM routes WHERE id = $1", route_id)
+    if organization_id is None:
+        return None
+    await lock(tx, organization_id)
+    return await find(tx, route_id)
+
+
 async def count(tx: Connection, organization_id: str) -> int:
     """Count an organization's routes in force."""
     query = "SELECT count(*) FROM routes WHERE organization_id = $1 AND removed_at IS NULL"

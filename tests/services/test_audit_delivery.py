@@ -18,7 +18,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from gateway_svc import service as policy_service
-from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
+from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc, routes_pb2, routes_pb2_grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2, people_pb2
 from mandate.ledger.v1 import audit_pb2 as pb
 from mandate.ledger.v1 import audit_pb2_grpc
@@ -37,7 +37,7 @@ from tests.services.identity_running import fresh
 from tests.services.ledger_running import owner
 from tests.services.test_vault_process import environment, keyring, vault
 
-CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2)
+CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2, routes_pb2)
 METHODS: list[MethodDescriptor] = [
     method
     for contract in CONTRACTS
@@ -46,6 +46,8 @@ METHODS: list[MethodDescriptor] = [
     if method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 ]
 SECRET = "sk-that-is-nowhere-else"
+ALIAS = "house-model"
+TARGETS = [routes_pb2.RouteTarget(provider="mock", model="mock-model")]
 NAME = "A name that a person chose"
 
 
@@ -55,6 +57,7 @@ class Walk:
 
     tenant: Tenant
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
+    routes: routes_pb2_grpc.RouteServiceAsyncStub
     made: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     @property
@@ -69,6 +72,13 @@ def _renaming(walk: Walk) -> directory_pb2.UpdateOrganizationRequest:
     return request
 
 
+def _rerouting(walk: Walk) -> routes_pb2.UpdateRouteRequest:
+    route = routes_pb2.Route(id=walk.made["CreateRoute"], alias=f"{ALIAS}-2")
+    request = routes_pb2.UpdateRouteRequest(route=route, request_id=fresh())
+    request.update_mask.paths.append("alias")
+    return request
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A mutation: the action that it leaves in the chain, at which stub it is called, and with what."""
@@ -79,7 +89,7 @@ class Leaf:
 
     async def done(self, walk: Walk, method: str) -> str:
         """Call it and return the id of what it was done to."""
-        stubs = walk.policies if self.stub == "policies" else getattr(walk.tenant.mesh, self.stub)
+        stubs = getattr(walk if self.stub in {"policies", "routes"} else walk.tenant.mesh, self.stub)
         answer = await call(getattr(stubs, method), self.request(walk))
         walk.made[method] = answer.api_key.id if method == "IssueApiKey" else answer.id
         return walk.made[method]
@@ -154,6 +164,19 @@ LEAVES = {
         "policies",
         lambda walk: policies_pb2.RemovePolicyRequest(policy_id=walk.made["CreatePolicy"], request_id=fresh()),
     ),
+    "CreateRoute": Leaf(
+        "route.created",
+        "routes",
+        lambda walk: routes_pb2.CreateRouteRequest(
+            organization_id=walk.organization, alias=ALIAS, targets=TARGETS, request_id=fresh()
+        ),
+    ),
+    "UpdateRoute": Leaf("route.updated", "routes", _rerouting),
+    "RemoveRoute": Leaf(
+        "route.removed",
+        "routes",
+        lambda walk: routes_pb2.RemoveRouteRequest(route_id=walk.made["CreateRoute"], request_id=fresh()),
+    ),
 }
 # These leave a line too, made by the fixture, or work on nothing of an organization's.
 OTHERS = {
@@ -193,11 +216,15 @@ async def walk(house: House, ledger: RunningLedger, mesh: Mesh) -> AsyncIterator
         await stack.enter_async_context(client.connected(identity))
         resolve, keys = policy_service.Resolver(database, identity), IdentityKeys(identity)
         stack.push_async_callback(keys.close)
-        serving = house.serving("gateway", policy_service.registrations(database, resolve), keys, resolve)
+        serving = house.serving("gateway", policy_service.registrations(database, resolve, told), keys, resolve)
         channel = await stack.enter_async_context(
             house.channel("gateway", await stack.enter_async_context(serving), as_service="edge")
         )
-        yield Walk(await mesh.tenant(0), policies_pb2_grpc.PolicyServiceStub(channel))
+        yield Walk(
+            await mesh.tenant(0),
+            policies_pb2_grpc.PolicyServiceStub(channel),
+            routes_pb2_grpc.RouteServiceStub(channel),
+        )
 
 
 async def chain(ledger: RunningLedger, organization: str, count: int) -> list[dict[str, Any]]:
@@ -238,6 +265,7 @@ async def test_every_mutation_leaves_one_line_that_says_who_did_what_and_no_secr
     assert SECRET not in text
     assert SECRET[-4:] not in [entry["detail"]["fact"].get("hint") for entry in entries]
     assert NAME not in text
+    assert ALIAS not in text
     created = next(entry for entry in entries if entry["action"] == "policy.created")
     assert created["detail"]["fact"] == {"max_tokens_per_request": 7, "target_id": walk.organization}
 
