@@ -54,6 +54,9 @@ class Pushed(Generic[Key, Value]):
         self._revision: int | None = None
         self._polled_at_ms = float("-inf")
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     @property
     def fresh(self) -> bool:
         """Return whether entries are known to be true: a good poll began less than 700 ms ago."""

@@ -1,18 +1,14 @@
-"""What identity, the vault and the gateway do, on its way into the ledger's audit chain."""
+"""What identity, the vault and the gateway write into the audit chain: one line for each mutation."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -20,22 +16,16 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from gateway_svc import service as policy_service
 from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc, routes_pb2, routes_pb2_grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2, people_pb2
-from mandate.ledger.v1 import audit_pb2 as pb
-from mandate.ledger.v1 import audit_pb2_grpc
 from mandate.vault.v1 import credentials_pb2
 from mesh import audit, caller, client, db, ids
-from mesh.audit import Fact
 from mesh.client import call
-from mesh.db import Database
 from mesh.errors import NotFound
 from mesh.testing import House
 from mesh.verification import IdentityKeys
-from mesh.verify import Complete, verify
 from tests.conftest import RunningLedger
+from tests.services.audit_running import chain, looping
 from tests.services.gateway_running import Mesh, Tenant
 from tests.services.identity_running import fresh
-from tests.services.ledger_running import owner
-from tests.services.test_vault_process import environment, keyring, vault
 
 CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2, routes_pb2)
 METHODS: list[MethodDescriptor] = [
@@ -187,19 +177,6 @@ OTHERS = {
 }
 
 
-@asynccontextmanager
-async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    tasks = [asyncio.ensure_future(loop()) for loop in loops]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
 @pytest.fixture
 async def walk(house: House, ledger: RunningLedger, mesh: Mesh) -> AsyncIterator[Walk]:
     """Lend a tenant, with the vault's and the gateway's deliveries running; identity's own run already."""
@@ -225,23 +202,6 @@ async def walk(house: House, ledger: RunningLedger, mesh: Mesh) -> AsyncIterator
             policies_pb2_grpc.PolicyServiceStub(channel),
             routes_pb2_grpc.RouteServiceStub(channel),
         )
-
-
-async def chain(ledger: RunningLedger, organization: str, count: int) -> list[dict[str, Any]]:
-    """Wait for so many entries that services told, and return all of them; the chain must hold."""
-    query = "SELECT line, hash FROM audit WHERE organization_id = $1 ORDER BY seq"
-    async with asyncio.timeout(15):
-        while True:
-            rows = await ledger.database.rows(query, organization)
-            entries = [json.loads(row["line"]) for row in rows]
-            told = [entry for entry in entries if "source" in entry["detail"]]
-            if len(told) >= count:
-                break
-            await asyncio.sleep(0.05)
-    verdict = verify(f'{{"entry":{row["line"]},"hash":"{row["hash"].hex()}"}}\n'.encode() for row in rows)
-    assert isinstance(verdict, Complete)
-    assert verdict.gaps == ()
-    return told
 
 
 def test_every_mutation_is_among_those_that_are_walked() -> None:
@@ -282,132 +242,3 @@ async def test_a_replayed_or_refused_mutation_leaves_no_line(ledger: RunningLedg
         request.request_id = fresh()
         await call(walk.tenant.mesh.directory.CreateWorkspace, request)
     assert len(await chain(ledger, walk.organization, before + 2)) == before + 2
-
-
-@asynccontextmanager
-async def sending(house: House, ledger: RunningLedger) -> AsyncGenerator[tuple[Database, grpc.aio.Channel]]:
-    """Lend the vault's database and its channel to the ledger."""
-    async with (
-        db.connect(house.dsn("vault"), service="vault") as database,
-        house.channel("ledger", ledger.address, as_service="vault") as channel,
-    ):
-        yield database, channel
-
-
-async def note(database: Database, organization: str, *subjects: str) -> None:
-    with caller.acting(caller.Caller("edge")):
-        for subject in subjects:
-            async with database.transaction() as tx:
-                await audit.record(tx, Fact(organization, "credential.added", subject, {"provider": "openai"}))
-
-
-async def test_facts_of_many_writers_are_counted_without_a_gap_and_delivered_in_order(
-    house: House, ledger: RunningLedger
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-
-        async def failing() -> None:
-            with contextlib.suppress(ZeroDivisionError):
-                async with database.transaction() as tx:
-                    with caller.acting(caller.Caller("edge")):
-                        await audit.record(tx, Fact(organization, "credential.added", "never", {}))
-                    raise ZeroDivisionError
-
-        async with looping(audit.delivery(database, "vault", channel)):
-            writers = [note(database, organization, f"{n}.a", f"{n}.b") for n in range(20)]
-            await asyncio.gather(*writers, *(failing() for _ in range(5)))
-            entries = await chain(ledger, organization, 40)
-    assert [entry["detail"]["source_seq"] for entry in entries] == list(range(1, 41))
-    assert {entry["actor"] for entry in entries} == {"service:edge"}
-    for n in range(20):
-        order = [entry["subject"] for entry in entries if entry["subject"].startswith(f"{n}.")]
-        assert order == [f"{n}.a", f"{n}.b"]
-
-
-async def test_a_delivery_that_was_never_heard_of_is_made_again_and_counts_once(
-    house: House, ledger: RunningLedger
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-        await note(database, organization, "one", "two")
-        run = audit.delivery(database, "vault", channel)
-        async with owner(house) as connection:
-            # The facts arrive, and their sender dies before it can note that they did: its transaction is undone.
-            payloads = await connection.fetch("SELECT payload FROM vault.audit_outbox ORDER BY id")
-        facts = [pb.AuditFact.FromString(row["payload"]) for row in payloads]
-        await call(audit_pb2_grpc.AuditServiceStub(channel).AppendAudit, pb.AppendAuditRequest(facts=facts))
-        await note(database, organization, "three")
-        async with looping(run):
-            entries = await chain(ledger, organization, 3)
-            await _empty(database)
-    assert [entry["subject"] for entry in entries] == ["one", "two", "three"]
-
-
-async def test_facts_outlive_a_vault_that_is_killed(house: House, ledger: RunningLedger, tmp_path: Path) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    environ = environment(house, keyring(tmp_path / "keyring.json")) | {"MANDATE_LEDGER_ADDRESS": ledger.address}
-    count = "SELECT count(*) FROM audit WHERE organization_id = $1"
-    noted: list[str] = []
-    over = asyncio.Event()
-    async with sending(house, ledger) as (database, channel):
-
-        async def noting() -> None:
-            while not over.is_set():
-                noted.append(str(len(noted)))
-                await note(database, organization, noted[-1])
-                await asyncio.sleep(0.002)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(noting())
-            for _ in range(3):
-                async with vault(environ) as process:
-                    delivered = await ledger.database.value(count, organization)
-                    await chain(ledger, organization, delivered + 50)
-                    process.kill()
-            over.set()
-        async with looping(audit.delivery(database, "vault", channel)):
-            entries = await chain(ledger, organization, len(noted))
-    assert [entry["subject"] for entry in entries] == noted
-
-
-async def test_facts_wait_for_a_ledger_that_is_away(house: House, ledger: RunningLedger) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with (
-        sending(house, ledger) as (database, channel),
-        house.channel("ledger", "127.0.0.1:9", as_service="vault") as nobody,
-    ):
-        async with looping(audit.delivery(database, "vault", nobody)):
-            await note(database, organization, "one")
-            await asyncio.sleep(0.2)
-            assert await database.value("SELECT count(*) FROM audit_outbox") == 1
-        async with looping(audit.delivery(database, "vault", channel)):
-            assert [entry["subject"] for entry in await chain(ledger, organization, 1)] == ["one"]
-
-
-async def test_a_fact_that_the_ledger_refuses_is_logged_and_holds_up_no_other(
-    house: House, ledger: RunningLedger, caplog: pytest.LogCaptureFixture
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-        delivering = audit.delivery(database, "vault", channel)
-        async with looping(delivering):
-            await note(database, organization, "one")
-            await chain(ledger, organization, 1)
-            async with owner(house) as connection:  # as if the vault's database were put back to an older state
-                await connection.execute(
-                    "UPDATE vault.audit_counts SET last_seq = 0 WHERE organization_id = $1", organization
-                )
-            await note(database, organization, "other", "two")
-            entries = await chain(ledger, organization, 2)
-            await _empty(database)
-    assert [entry["subject"] for entry in entries] == ["one", "two"]
-    assert "audit.refused" in [record.getMessage() for record in caplog.records]
-
-
-async def _empty(database: Database) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if not await database.value("SELECT count(*) FROM audit_outbox"):
-                return
-            await asyncio.sleep(0.02)

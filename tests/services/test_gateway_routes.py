@@ -14,8 +14,6 @@ from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotF
 from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
 from tests.services.identity_running import fresh
 
-OWN_LIMITS = {"context_tokens": 32_000, "output_tokens_max": 4_000}
-
 
 @pytest.fixture(scope="module")
 async def gateway(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
@@ -25,6 +23,10 @@ async def gateway(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Async
 
 def target(model: str = "mock-model", provider: str = "mock", **more: int) -> pb.RouteTarget:
     return pb.RouteTarget(provider=provider, model=model, **more)
+
+
+def unpriced(model: str = "llama-4", provider: str = "openai", weight: int = 1) -> pb.RouteTarget:
+    return target(model, provider, weight=weight, context_tokens=32_000, output_tokens_max=4_000)
 
 
 async def created(
@@ -61,7 +63,7 @@ async def listed(gateway: RunningGateway, tenant: Tenant, **page: Any) -> pb.Lis
 
 async def test_a_route_is_kept_as_it_was_told_with_defaults_filled_in(gateway: RunningGateway) -> None:
     tenant = await gateway.mesh.tenant(0)
-    told = [target(weight=0, tier=7), target("mock-flat"), target("llama-4", "openai", weight=1_000, **OWN_LIMITS)]
+    told = [target(weight=0, tier=7), target("mock-flat"), unpriced(weight=1_000)]
     made = await created(gateway, tenant, "fast", *told)
     told[1].weight = 1
     assert (made.organization_id, made.alias, list(made.targets)) == (tenant.family.organization_id, "fast", told)
@@ -134,18 +136,18 @@ async def test_an_alias_hides_no_model_that_has_a_price(gateway: RunningGateway,
         ("fast*", [target()], "alias"),
         ("fast\n", [target()], "alias"),
         ("x" * 200, [target()], "alias"),
-        ("fast", [target(f"m-{n}", "openai", **OWN_LIMITS) for n in range(9)], "targets"),
+        ("fast", [unpriced(f"m-{n}") for n in range(9)], "targets"),
         ("fast", [target(), target(tier=1)], "targets"),
         ("fast", [target(weight=-1)], "targets.weight"),
         ("fast", [target(weight=1_001)], "targets.weight"),
         ("fast", [target(tier=-1)], "targets.tier"),
         ("fast", [target(tier=8)], "targets.tier"),
         ("fast", [target("llama-4", "openai")], "targets.model"),
-        ("fast", [target("a b", "openai", **OWN_LIMITS)], "targets.model"),
-        ("fast", [target("llama-4", "anthropic", **OWN_LIMITS)], "targets.model"),
-        ("fast", [target("llama-4", "a\x00b", **OWN_LIMITS)], "targets.model"),
+        ("fast", [unpriced("a b")], "targets.model"),
+        ("fast", [unpriced(provider="anthropic")], "targets.model"),
+        ("fast", [unpriced(provider="a\x00b")], "targets.model"),
         ("fast", [target("mock-model", "openai")], "targets.model"),
-        ("fast", [target(**OWN_LIMITS)], "targets.context_tokens"),
+        ("fast", [unpriced("mock-model", "mock")], "targets.context_tokens"),
         ("fast", [target("llama-4", "openai", context_tokens=9)], "targets.output_tokens_max"),
         ("fast", [target("llama-4", "openai", output_tokens_max=9)], "targets.context_tokens"),
         ("fast", [target("llama-4", "openai", context_tokens=9, output_tokens_max=10)], "targets.output_tokens_max"),
