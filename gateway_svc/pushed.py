@@ -54,7 +54,9 @@ class Pushed(Generic[Key, Value]):
         self._revision: int | None = None
         self._polled_at_ms = float("-inf")
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """Return how many entries are kept."""
         return len(self._entries)
 
     @property

@@ -254,7 +254,7 @@ async def test_who_cannot_be_told_all_that_changed_forgets_everything(database: 
             await touch(database, *(f"other-{number}" for number in range(CHANGES_MAX)))
         else:
             await database.execute("DELETE FROM route_changes")
-        await until(lambda: len(aliases) == 0)
+        await until(lambda: aliases.size == 0)
         assert await aliases.of(organization_id) == known
         alias = await add(database, organization_id, "fast")
         await sees(aliases, organization_id, {"fast": alias})
