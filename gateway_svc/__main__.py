@@ -18,7 +18,7 @@ async def main() -> None:
     async with channels(runtime) as opened, gateway(runtime, settings, opened) as built:
         resolve = service.Resolver(built.db, opened.identity)
         keys = IdentityKeys(opened.identity)
-        rpc = server.Server("gateway", runtime, service.registrations(built.db, resolve), keys, resolve)
+        rpc = server.Server("gateway", runtime, service.registrations(built.db, resolve, opened.ledger), keys, resolve)
         await server.serve(rpc, built.workers, before_stop=(built.drain, keys.close))
 
 

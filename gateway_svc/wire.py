@@ -1,15 +1,18 @@
-"""Domain to protobuf and back, for policies and for charges."""
+"""Domain to protobuf and back, for policies, routes and charges."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway_svc.holds import Charged, Grant, Place, Refusal, Refused, Report
 from gateway_svc.policies import Terms
+from gateway_svc.routing import Limits, Target
 from gateway_svc.store.policies import StoredPolicy
-from mandate.gateway.v1 import policies_pb2
+from gateway_svc.store.routes import StoredRoute
+from mandate.gateway.v1 import policies_pb2, routes_pb2
 from mandate.ledger.v1 import charges_pb2
 from mesh import faults
 from mesh.telemetry import traces
@@ -52,6 +55,35 @@ def terms_of(request: policies_pb2.CreatePolicyRequest) -> Terms:
         requests_per_minute=request.requests_per_minute if request.HasField("requests_per_minute") else None,
         tokens_per_minute=request.tokens_per_minute if request.HasField("tokens_per_minute") else None,
     )
+
+
+def route_message(stored: StoredRoute) -> routes_pb2.Route:
+    """Pack a route with its targets."""
+    return routes_pb2.Route(
+        id=stored.id,
+        organization_id=stored.organization_id,
+        alias=stored.alias,
+        targets=[_target_message(target) for target in stored.targets],
+        create_time=_timestamp(stored.created_at),
+        update_time=_timestamp(stored.updated_at),
+        remove_time=None if stored.removed_at is None else _timestamp(stored.removed_at),
+    )
+
+
+def targets_of(messages: Iterable[routes_pb2.RouteTarget]) -> list[Target]:
+    """Read the targets that a request names; of limits that are there in part only, the other is 0."""
+    return [
+        Target(
+            provider=message.provider,
+            model=message.model,
+            weight=message.weight if message.HasField("weight") else 1,
+            tier=message.tier,
+            limits=Limits(message.context_tokens, message.output_tokens_max)
+            if message.HasField("context_tokens") or message.HasField("output_tokens_max")
+            else None,
+        )
+        for message in messages
+    ]
 
 
 def place_message(place: Place) -> charges_pb2.PlaceHold:
@@ -120,6 +152,18 @@ def settle_outcome(answer: charges_pb2.SettleAnswer) -> Charged:
     if answer.WhichOneof("outcome") != "settled":
         raise faults.from_fault(answer.fault)
     return Charged(answer.settled.charged_micros, answer.settled.balance_micros)
+
+
+def _target_message(target: Target) -> routes_pb2.RouteTarget:
+    limits = target.limits
+    return routes_pb2.RouteTarget(
+        provider=target.provider,
+        model=target.model,
+        weight=target.weight,
+        tier=target.tier,
+        context_tokens=None if limits is None else limits.context_tokens,
+        output_tokens_max=None if limits is None else limits.output_tokens_max,
+    )
 
 
 def _timestamp(at: datetime) -> Timestamp:

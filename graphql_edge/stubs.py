@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
+from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc, routes_pb2, routes_pb2_grpc
 from mandate.identity.v1 import directory_pb2, directory_pb2_grpc, keys_pb2, keys_pb2_grpc, people_pb2, people_pb2_grpc
 from mandate.ledger.v1 import (
     audit_pb2,
@@ -50,7 +50,7 @@ CONTRACTS: Mapping[str, tuple[FileDescriptor, ...]] = {
         rules_pb2.DESCRIPTOR,
         statements_pb2.DESCRIPTOR,
     ),
-    "gateway": (policies_pb2.DESCRIPTOR,),
+    "gateway": (policies_pb2.DESCRIPTOR, routes_pb2.DESCRIPTOR),
 }
 SERVICES = tuple(CONTRACTS)
 
@@ -73,6 +73,7 @@ class Stubs:
     rules: rules_pb2_grpc.RulesServiceAsyncStub
     statements: statements_pb2_grpc.StatementServiceAsyncStub
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
+    routes: routes_pb2_grpc.RouteServiceAsyncStub
 
     @classmethod
     def over(cls, channels: Mapping[str, grpc.aio.Channel]) -> Stubs:
@@ -93,6 +94,7 @@ class Stubs:
             rules=rules_pb2_grpc.RulesServiceStub(ledger),
             statements=statements_pb2_grpc.StatementServiceStub(ledger),
             policies=policies_pb2_grpc.PolicyServiceStub(gateway),
+            routes=routes_pb2_grpc.RouteServiceStub(gateway),
         )
 
 

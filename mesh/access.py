@@ -28,11 +28,14 @@ _READ = frozenset(
         "ledger.budgets.read",
         "ledger.audit.read",
         "gateway.policies.read",
+        "gateway.routes.read",
     }
 )
 _BUILD = frozenset({"identity.directory.write", "identity.agents.suspend", "identity.keys.write"})
 _SPEND = frozenset({"ledger.credits.purchase", "ledger.budgets.write", "ledger.holds.resolve"})
-_GOVERN = frozenset({"identity.organizations.write", "vault.credentials.write", "gateway.policies.write"})
+_GOVERN = frozenset(
+    {"identity.organizations.write", "vault.credentials.write", "gateway.policies.write", "gateway.routes.write"}
+)
 
 ROLES: Mapping[str, frozenset[str]] = MappingProxyType(
     {

@@ -22,6 +22,7 @@ class Kind(StrEnum):
     API_KEY = "key"
     CREDENTIAL = "crd"
     POLICY = "pol"
+    ROUTE = "rte"
     ACCOUNT = "acc"
     BUDGET = "bud"
     GRANT = "grt"

@@ -25,7 +25,7 @@ WRITE_SECONDS_MAX = 60
 BEARER = "bearer "
 CLAMPS = ("", "on", "off")
 
-Serving: TypeAlias = Callable[[web.Request, Ask], Awaitable[web.StreamResponse]]
+Serving: TypeAlias = "Callable[[Ask, Connection], Awaitable[web.StreamResponse]]"
 
 
 class Connection:
@@ -124,12 +124,12 @@ class Endpoint:
                 key = key_of(request)
                 agent = await self._completions.recognize(key)
                 with self._seats.taken(agent.organization_id):
-                    return await serve(request, await _ask_of(request, dialect, key, started_ms))
+                    ask = await _ask_of(request, dialect, key, started_ms)
+                    return await serve(ask, Connection(request, self._instance))
         finally:
             self._in_flight -= 1
 
-    async def _serve(self, request: web.Request, ask: Ask) -> web.StreamResponse:
-        connection = Connection(request, self._instance)
+    async def _serve(self, ask: Ask, connection: Connection) -> web.StreamResponse:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
             return web.Response(
@@ -139,7 +139,7 @@ class Endpoint:
             raise ConnectionResetError
         return connection.response
 
-    async def _count(self, request: web.Request, ask: Ask) -> web.StreamResponse:
+    async def _count(self, ask: Ask, _: Connection) -> web.StreamResponse:
         return json_response({"input_tokens": await self._completions.count(ask)})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import orjson
 
 from gateway_svc.credentials import Credential
@@ -18,8 +21,8 @@ OK = 200
 class Anthropic(Vendor):
     """Anthropic's API, below a base URL with or without the version."""
 
-    paths = {Dialect.MESSAGES: "/v1/messages"}
-    common = frozenset({Dialect.MESSAGES})
+    paths: ClassVar[Mapping[Dialect, str]] = {Dialect.MESSAGES: "/v1/messages"}
+    common: ClassVar[frozenset[Dialect]] = frozenset({Dialect.MESSAGES})
 
     def authorized(self, credential: Credential) -> dict[str, str]:
         return {"x-api-key": credential.secret.reveal(), "anthropic-version": VERSION}

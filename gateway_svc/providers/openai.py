@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from gateway_svc.dialects import Dialect
 from gateway_svc.providers.vendor import Vendor
 
@@ -9,9 +12,9 @@ from gateway_svc.providers.vendor import Vendor
 class OpenAI(Vendor):
     """OpenAI's API, below a base URL that has its version (platform.openai.com: API reference)."""
 
-    paths = {
+    paths: ClassVar[Mapping[Dialect, str]] = {
         Dialect.CHAT: "/chat/completions",
         Dialect.RESPONSES: "/responses",
         Dialect.EMBEDDINGS: "/embeddings",
     }
-    common = frozenset({Dialect.CHAT, Dialect.EMBEDDINGS})
+    common: ClassVar[frozenset[Dialect]] = frozenset({Dialect.CHAT, Dialect.EMBEDDINGS})

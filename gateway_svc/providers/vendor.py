@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import orjson
 
@@ -19,10 +20,8 @@ class Vendor:
     """One vendor's API; `public` is the pool for addresses that tenants name."""
 
     needs_credential = True
-    paths: Mapping[Dialect, str] = {}
-    common: frozenset[Dialect] = (
-        frozenset()
-    )  # what servers of tenants that copy the vendor's API can be trusted to speak
+    paths: ClassVar[Mapping[Dialect, str]] = {}
+    common: ClassVar[frozenset[Dialect]] = frozenset()  # spoken by servers that copy the vendor's API, too
 
     def __init__(self, upstream: Upstream, public: Upstream, base_url: str) -> None:
         self._upstream = upstream

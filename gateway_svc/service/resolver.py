@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from gateway_svc.store import policies
+from gateway_svc.store import policies, routes
 from mandate.identity.v1 import directory_pb2, directory_pb2_grpc
 from mesh import client, ids
 from mesh.db import Database
@@ -26,6 +26,8 @@ class Resolver:
             return object_id
         if kind is ids.Kind.POLICY:
             return await policies.organization_of(self._db, object_id)
+        if kind is ids.Kind.ROUTE:
+            return await routes.organization_of(self._db, object_id)
         if kind not in NODES:
             return None
         try:

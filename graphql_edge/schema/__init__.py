@@ -16,6 +16,7 @@ from graphql_edge.schema.organizations import OrganizationMutations, Organizatio
 from graphql_edge.schema.people import PeopleMutations, PeopleQueries
 from graphql_edge.schema.policies import PolicyMutations
 from graphql_edge.schema.prices import PriceQueries
+from graphql_edge.schema.routes import RouteMutations
 from graphql_edge.schema.rules import RulesMutations
 from graphql_edge.schema.scalars import INT64, MICROS, Int64, Micros
 from graphql_edge.schema.wallets import WalletMutations
@@ -36,6 +37,7 @@ class Mutation(  # one class for each area
     WalletMutations,
     BudgetMutations,
     PolicyMutations,
+    RouteMutations,
     RulesMutations,
 ):
     """Everything that can be changed; what a service refuses is told in userErrors."""

@@ -19,6 +19,7 @@ from graphql_edge.schema.pages import SIZE_DEFAULT, Connection, connection, size
 from graphql_edge.schema.policies import Policy, policies
 from graphql_edge.schema.prices import Bill, bill
 from graphql_edge.schema.reports import UsageReports
+from graphql_edge.schema.routes import Route, routes
 from graphql_edge.schema.rules import LedgerRules, rules
 from graphql_edge.schema.scalars import Int64, time_of
 from graphql_edge.schema.wallets import Transfer, Wallet, wallet_of
@@ -102,6 +103,11 @@ class Organization:
     ) -> Connection[Policy] | None:
         """Page through policies, oldest first."""
         return await policies(info.context, self.id, first, after)
+
+    @field
+    async def routes(self, info: Info, first: int = SIZE_DEFAULT, after: str | None = None) -> Connection[Route] | None:
+        """Page through the organization's own names for models, oldest first."""
+        return await routes(info.context, self.id, first, after)
 
     @field
     async def transfers(

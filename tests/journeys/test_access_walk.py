@@ -102,6 +102,11 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
         "idempotencyKey": "b",
     }
     policy = {"target": {"agentId": tenant.agent_id}, "name": "P", "allowedModels": ["mock-model"]}
+    route = {
+        "organizationId": tenant.organization_id,
+        "alias": "any",
+        "targets": [{"provider": "mock", "model": "mock-model"}],
+    }
     secret = {
         "organizationId": tenant.organization_id,
         "provider": "openai",
@@ -115,6 +120,7 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
         "policy_id": mesh.mutate("createPolicy", "CreatePolicyInput", policy, "policy { id }", tenant.token)["policy"][
             "id"
         ],
+        "route_id": mesh.mutate("createRoute", "CreateRouteInput", route, "route { id }", tenant.token)["route"]["id"],
         "credential_id": mesh.mutate(
             "addProviderCredential", "AddProviderCredentialInput", secret, "providerCredential { id }", tenant.token
         )["providerCredential"]["id"],
@@ -122,6 +128,7 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
     return made | {
         "organization_id": tenant.organization_id,
         "organization.id": tenant.organization_id,
+        "route.id": made["route_id"],
         "rules.organization_id": tenant.organization_id,
         "workspace_id": tenant.workspace_id,
         "agent_group_id": tenant.agent_group_id,

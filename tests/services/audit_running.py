@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from mesh import audit_keys, caller
 from mesh.client import call
 from mesh.clock import SystemClock
 from mesh.testing import TestIssuer
+from mesh.verify import Complete, verify
 from tests.conftest import RunningLedger
 from tests.services.ledger_running import Tenant, owner
 
@@ -94,3 +98,33 @@ async def auditing(ledger: RunningLedger, issuer: TestIssuer, folder: Path, who:
         signer = Signer(ledger.database, path, 60)
         viewer = issuer.person(**{who.organization: "viewer"})
         yield Auditor(ledger, rpc.AuditServiceStub(channel), viewer, who.organization, signer, path)
+
+
+@asynccontextmanager
+async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    tasks = [asyncio.ensure_future(loop()) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def chain(ledger: RunningLedger, organization: str, count: int) -> list[dict[str, Any]]:
+    """Wait for so many entries that services told, and return all of them; the chain must hold."""
+    query = "SELECT line, hash FROM audit WHERE organization_id = $1 ORDER BY seq"
+    async with asyncio.timeout(15):
+        while True:
+            rows = await ledger.database.rows(query, organization)
+            entries = [json.loads(row["line"]) for row in rows]
+            told = [entry for entry in entries if "source" in entry["detail"]]
+            if len(told) >= count:
+                break
+            await asyncio.sleep(0.05)
+    verdict = verify(f'{{"entry":{row["line"]},"hash":"{row["hash"].hex()}"}}\n'.encode() for row in rows)
+    assert isinstance(verdict, Complete)
+    assert verdict.gaps == ()
+    return told

@@ -116,7 +116,8 @@ async def backed(house: House, ledger: RunningLedger) -> AsyncGenerator[dict[str
         database = await stack.enter_async_context(db.connect(house.dsn("gateway"), service="gateway"))
         resolve, keys = policy_service.Resolver(database, identity), IdentityKeys(identity)
         stack.push_async_callback(keys.close)
-        registrations = policy_service.registrations(database, resolve)
+        told = await stack.enter_async_context(house.channel("ledger", ledger.address, as_service="gateway"))
+        registrations = policy_service.registrations(database, resolve, told)
         gateway = await stack.enter_async_context(house.serving("gateway", registrations, keys, resolve))
         yield {
             "identity": mesh.runtime.identity_address,

@@ -25,7 +25,7 @@ from identity_svc.parts import assembled
 from identity_svc.service import registrations as identity_registrations
 from identity_svc.service import resolver as identity_resolver
 from ledger_svc.store import wallets
-from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
+from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc, routes_pb2_grpc
 from mandate.identity.v1 import directory_pb2, directory_pb2_grpc, keys_pb2, keys_pb2_grpc, people_pb2, people_pb2_grpc
 from mandate.ledger.v1 import wallets_pb2, wallets_pb2_grpc
 from mandate.vault.v1 import credentials_pb2_grpc
@@ -183,6 +183,7 @@ class RunningGateway:
     url: str
     session: aiohttp.ClientSession
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
+    routes: routes_pb2_grpc.RouteServiceAsyncStub
     bill_file: Path
 
     async def ask(
@@ -262,12 +263,18 @@ async def gateway_running(
         resolve = service.Resolver(built.db, opened.identity)
         keys = IdentityKeys(opened.identity)
         stack.push_async_callback(keys.close)
-        registrations = service.registrations(built.db, resolve)
+        registrations = service.registrations(built.db, resolve, opened.ledger)
         address = await stack.enter_async_context(mesh.house.serving("gateway", registrations, keys, resolve))
         edge = await stack.enter_async_context(mesh.house.channel("gateway", address, as_service="edge"))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         running = RunningGateway(
-            mesh, built, f"http://127.0.0.1:{port}", session, policies_pb2_grpc.PolicyServiceStub(edge), bill_file
+            mesh,
+            built,
+            f"http://127.0.0.1:{port}",
+            session,
+            policies_pb2_grpc.PolicyServiceStub(edge),
+            routes_pb2_grpc.RouteServiceStub(edge),
+            bill_file,
         )
         await _ready(running, 200 if is_ready else 503)
         yield running

@@ -1,43 +1,33 @@
-"""What identity, the vault and the gateway do, on its way into the ledger's audit chain."""
+"""What identity, the vault and the gateway write into the audit chain: one line for each mutation."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from gateway_svc import service as policy_service
-from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc
+from mandate.gateway.v1 import policies_pb2, policies_pb2_grpc, routes_pb2, routes_pb2_grpc
 from mandate.identity.v1 import directory_pb2, keys_pb2, people_pb2
-from mandate.ledger.v1 import audit_pb2 as pb
-from mandate.ledger.v1 import audit_pb2_grpc
 from mandate.vault.v1 import credentials_pb2
 from mesh import audit, caller, client, db, ids
-from mesh.audit import Fact
 from mesh.client import call
-from mesh.db import Database
 from mesh.errors import NotFound
 from mesh.testing import House
 from mesh.verification import IdentityKeys
-from mesh.verify import Complete, verify
 from tests.conftest import RunningLedger
+from tests.services.audit_running import chain, looping
 from tests.services.gateway_running import Mesh, Tenant
 from tests.services.identity_running import fresh
-from tests.services.ledger_running import owner
-from tests.services.test_vault_process import environment, keyring, vault
 
-CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2)
+CONTRACTS = (people_pb2, directory_pb2, keys_pb2, credentials_pb2, policies_pb2, routes_pb2)
 METHODS: list[MethodDescriptor] = [
     method
     for contract in CONTRACTS
@@ -46,6 +36,8 @@ METHODS: list[MethodDescriptor] = [
     if method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 ]
 SECRET = "sk-that-is-nowhere-else"
+ALIAS = "house-model"
+TARGETS = [routes_pb2.RouteTarget(provider="mock", model="mock-model")]
 NAME = "A name that a person chose"
 
 
@@ -55,6 +47,7 @@ class Walk:
 
     tenant: Tenant
     policies: policies_pb2_grpc.PolicyServiceAsyncStub
+    routes: routes_pb2_grpc.RouteServiceAsyncStub
     made: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     @property
@@ -69,6 +62,13 @@ def _renaming(walk: Walk) -> directory_pb2.UpdateOrganizationRequest:
     return request
 
 
+def _rerouting(walk: Walk) -> routes_pb2.UpdateRouteRequest:
+    route = routes_pb2.Route(id=walk.made["CreateRoute"], alias=f"{ALIAS}-2")
+    request = routes_pb2.UpdateRouteRequest(route=route, request_id=fresh())
+    request.update_mask.paths.append("alias")
+    return request
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A mutation: the action that it leaves in the chain, at which stub it is called, and with what."""
@@ -79,7 +79,7 @@ class Leaf:
 
     async def done(self, walk: Walk, method: str) -> str:
         """Call it and return the id of what it was done to."""
-        stubs = walk.policies if self.stub == "policies" else getattr(walk.tenant.mesh, self.stub)
+        stubs = getattr(walk if self.stub in {"policies", "routes"} else walk.tenant.mesh, self.stub)
         answer = await call(getattr(stubs, method), self.request(walk))
         walk.made[method] = answer.api_key.id if method == "IssueApiKey" else answer.id
         return walk.made[method]
@@ -154,6 +154,19 @@ LEAVES = {
         "policies",
         lambda walk: policies_pb2.RemovePolicyRequest(policy_id=walk.made["CreatePolicy"], request_id=fresh()),
     ),
+    "CreateRoute": Leaf(
+        "route.created",
+        "routes",
+        lambda walk: routes_pb2.CreateRouteRequest(
+            organization_id=walk.organization, alias=ALIAS, targets=TARGETS, request_id=fresh()
+        ),
+    ),
+    "UpdateRoute": Leaf("route.updated", "routes", _rerouting),
+    "RemoveRoute": Leaf(
+        "route.removed",
+        "routes",
+        lambda walk: routes_pb2.RemoveRouteRequest(route_id=walk.made["CreateRoute"], request_id=fresh()),
+    ),
 }
 # These leave a line too, made by the fixture, or work on nothing of an organization's.
 OTHERS = {
@@ -162,19 +175,6 @@ OTHERS = {
     "LogIn": "a session is a person's",
     "LogOut": "a session is a person's",
 }
-
-
-@asynccontextmanager
-async def looping(*loops: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    tasks = [asyncio.ensure_future(loop()) for loop in loops]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
 
 @pytest.fixture
@@ -193,28 +193,15 @@ async def walk(house: House, ledger: RunningLedger, mesh: Mesh) -> AsyncIterator
         await stack.enter_async_context(client.connected(identity))
         resolve, keys = policy_service.Resolver(database, identity), IdentityKeys(identity)
         stack.push_async_callback(keys.close)
-        serving = house.serving("gateway", policy_service.registrations(database, resolve), keys, resolve)
+        serving = house.serving("gateway", policy_service.registrations(database, resolve, told), keys, resolve)
         channel = await stack.enter_async_context(
             house.channel("gateway", await stack.enter_async_context(serving), as_service="edge")
         )
-        yield Walk(await mesh.tenant(0), policies_pb2_grpc.PolicyServiceStub(channel))
-
-
-async def chain(ledger: RunningLedger, organization: str, count: int) -> list[dict[str, Any]]:
-    """Wait for so many entries that services told, and return all of them; the chain must hold."""
-    query = "SELECT line, hash FROM audit WHERE organization_id = $1 ORDER BY seq"
-    async with asyncio.timeout(15):
-        while True:
-            rows = await ledger.database.rows(query, organization)
-            entries = [json.loads(row["line"]) for row in rows]
-            told = [entry for entry in entries if "source" in entry["detail"]]
-            if len(told) >= count:
-                break
-            await asyncio.sleep(0.05)
-    verdict = verify(f'{{"entry":{row["line"]},"hash":"{row["hash"].hex()}"}}\n'.encode() for row in rows)
-    assert isinstance(verdict, Complete)
-    assert verdict.gaps == ()
-    return told
+        yield Walk(
+            await mesh.tenant(0),
+            policies_pb2_grpc.PolicyServiceStub(channel),
+            routes_pb2_grpc.RouteServiceStub(channel),
+        )
 
 
 def test_every_mutation_is_among_those_that_are_walked() -> None:
@@ -238,6 +225,7 @@ async def test_every_mutation_leaves_one_line_that_says_who_did_what_and_no_secr
     assert SECRET not in text
     assert SECRET[-4:] not in [entry["detail"]["fact"].get("hint") for entry in entries]
     assert NAME not in text
+    assert ALIAS not in text
     created = next(entry for entry in entries if entry["action"] == "policy.created")
     assert created["detail"]["fact"] == {"max_tokens_per_request": 7, "target_id": walk.organization}
 
@@ -254,132 +242,3 @@ async def test_a_replayed_or_refused_mutation_leaves_no_line(ledger: RunningLedg
         request.request_id = fresh()
         await call(walk.tenant.mesh.directory.CreateWorkspace, request)
     assert len(await chain(ledger, walk.organization, before + 2)) == before + 2
-
-
-@asynccontextmanager
-async def sending(house: House, ledger: RunningLedger) -> AsyncGenerator[tuple[Database, grpc.aio.Channel]]:
-    """Lend the vault's database and its channel to the ledger."""
-    async with (
-        db.connect(house.dsn("vault"), service="vault") as database,
-        house.channel("ledger", ledger.address, as_service="vault") as channel,
-    ):
-        yield database, channel
-
-
-async def note(database: Database, organization: str, *subjects: str) -> None:
-    with caller.acting(caller.Caller("edge")):
-        for subject in subjects:
-            async with database.transaction() as tx:
-                await audit.record(tx, Fact(organization, "credential.added", subject, {"provider": "openai"}))
-
-
-async def test_facts_of_many_writers_are_counted_without_a_gap_and_delivered_in_order(
-    house: House, ledger: RunningLedger
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-
-        async def failing() -> None:
-            with contextlib.suppress(ZeroDivisionError):
-                async with database.transaction() as tx:
-                    with caller.acting(caller.Caller("edge")):
-                        await audit.record(tx, Fact(organization, "credential.added", "never", {}))
-                    raise ZeroDivisionError
-
-        async with looping(audit.delivery(database, "vault", channel)):
-            writers = [note(database, organization, f"{n}.a", f"{n}.b") for n in range(20)]
-            await asyncio.gather(*writers, *(failing() for _ in range(5)))
-            entries = await chain(ledger, organization, 40)
-    assert [entry["detail"]["source_seq"] for entry in entries] == list(range(1, 41))
-    assert {entry["actor"] for entry in entries} == {"service:edge"}
-    for n in range(20):
-        order = [entry["subject"] for entry in entries if entry["subject"].startswith(f"{n}.")]
-        assert order == [f"{n}.a", f"{n}.b"]
-
-
-async def test_a_delivery_that_was_never_heard_of_is_made_again_and_counts_once(
-    house: House, ledger: RunningLedger
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-        await note(database, organization, "one", "two")
-        run = audit.delivery(database, "vault", channel)
-        async with owner(house) as connection:
-            # The facts arrive, and their sender dies before it can note that they did: its transaction is undone.
-            payloads = await connection.fetch("SELECT payload FROM vault.audit_outbox ORDER BY id")
-        facts = [pb.AuditFact.FromString(row["payload"]) for row in payloads]
-        await call(audit_pb2_grpc.AuditServiceStub(channel).AppendAudit, pb.AppendAuditRequest(facts=facts))
-        await note(database, organization, "three")
-        async with looping(run):
-            entries = await chain(ledger, organization, 3)
-            await _empty(database)
-    assert [entry["subject"] for entry in entries] == ["one", "two", "three"]
-
-
-async def test_facts_outlive_a_vault_that_is_killed(house: House, ledger: RunningLedger, tmp_path: Path) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    environ = environment(house, keyring(tmp_path / "keyring.json")) | {"MANDATE_LEDGER_ADDRESS": ledger.address}
-    count = "SELECT count(*) FROM audit WHERE organization_id = $1"
-    noted: list[str] = []
-    over = asyncio.Event()
-    async with sending(house, ledger) as (database, channel):
-
-        async def noting() -> None:
-            while not over.is_set():
-                noted.append(str(len(noted)))
-                await note(database, organization, noted[-1])
-                await asyncio.sleep(0.002)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(noting())
-            for _ in range(3):
-                async with vault(environ) as process:
-                    delivered = await ledger.database.value(count, organization)
-                    await chain(ledger, organization, delivered + 50)
-                    process.kill()
-            over.set()
-        async with looping(audit.delivery(database, "vault", channel)):
-            entries = await chain(ledger, organization, len(noted))
-    assert [entry["subject"] for entry in entries] == noted
-
-
-async def test_facts_wait_for_a_ledger_that_is_away(house: House, ledger: RunningLedger) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with (
-        sending(house, ledger) as (database, channel),
-        house.channel("ledger", "127.0.0.1:9", as_service="vault") as nobody,
-    ):
-        async with looping(audit.delivery(database, "vault", nobody)):
-            await note(database, organization, "one")
-            await asyncio.sleep(0.2)
-            assert await database.value("SELECT count(*) FROM audit_outbox") == 1
-        async with looping(audit.delivery(database, "vault", channel)):
-            assert [entry["subject"] for entry in await chain(ledger, organization, 1)] == ["one"]
-
-
-async def test_a_fact_that_the_ledger_refuses_is_logged_and_holds_up_no_other(
-    house: House, ledger: RunningLedger, caplog: pytest.LogCaptureFixture
-) -> None:
-    organization = ids.new(ids.Kind.ORGANIZATION)
-    async with sending(house, ledger) as (database, channel):
-        delivering = audit.delivery(database, "vault", channel)
-        async with looping(delivering):
-            await note(database, organization, "one")
-            await chain(ledger, organization, 1)
-            async with owner(house) as connection:  # as if the vault's database were put back to an older state
-                await connection.execute(
-                    "UPDATE vault.audit_counts SET last_seq = 0 WHERE organization_id = $1", organization
-                )
-            await note(database, organization, "other", "two")
-            entries = await chain(ledger, organization, 2)
-            await _empty(database)
-    assert [entry["subject"] for entry in entries] == ["one", "two"]
-    assert "audit.refused" in [record.getMessage() for record in caplog.records]
-
-
-async def _empty(database: Database) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if not await database.value("SELECT count(*) FROM audit_outbox"):
-                return
-            await asyncio.sleep(0.02)

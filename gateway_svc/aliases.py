@@ -1,0 +1,29 @@
+"""Which aliases an organization has, on every replica within a second of their change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+
+from gateway_svc.pushed import Pushed
+from gateway_svc.routing import Alias
+from gateway_svc.store import changes
+from gateway_svc.store import routes as store
+from mesh.db import Database
+
+ENTRIES_MAX = 20_000
+
+NO_ALIAS: Mapping[str, Alias] = MappingProxyType({})
+
+
+class Aliases(Pushed[str, Mapping[str, Alias]]):
+    """The aliases of the organizations seen lately, by their names; `of(organization_id)` gives them."""
+
+    def __init__(self, db: Database) -> None:
+        super().__init__(db, changes.ROUTES, partial(_read, db), lambda it: (it,), entries_max=ENTRIES_MAX)
+
+
+async def _read(db: Database, organization_id: str) -> Mapping[str, Alias]:
+    found = await store.in_force(db, organization_id)
+    return {alias.name: alias for alias in found} or NO_ALIAS
