@@ -9,8 +9,9 @@ from gateway_svc import chat as requests
 from gateway_svc.bounds import Bound, Model, bound
 from gateway_svc.catalog import Catalog
 from gateway_svc.chat import ChatRequest
+from gateway_svc.limits import Taken
 from gateway_svc.policies import Policy
-from gateway_svc.rates import Rates, Taken
+from gateway_svc.rates import Rates
 from gateway_svc.rules import Rules
 from gateway_svc.who import Agent, Directory
 from mesh.errors import PermissionDenied, Unauthenticated
@@ -60,7 +61,7 @@ class Admission:
         chat = requests.parse(ask.body)
         model = self._allowed(chat.model, policy)
         bounded = bound(chat, model, policy, clamp=ask.clamp)
-        taken = await self._rates.take(policy.rates, bounded.tokens)
+        taken = await self._rates.take(agent.organization_id, policy.rates, bounded.tokens)
         return Admitted(ask, agent, chat, model, bounded, taken)
 
     async def agent(self, key: Secret | None) -> Agent:
@@ -77,9 +78,9 @@ class Admission:
         policy = await self._rules.over((await self.agent(key)).path)
         return [model for model in self._catalog.models() if policy.allows(model.name)]
 
-    async def correct(self, admitted: Admitted, tokens: int) -> None:
+    def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""
-        await self._rates.correct(admitted.taken, tokens)
+        self._rates.correct(admitted.taken, tokens)
 
     def _allowed(self, name: str, policy: Policy) -> Model:
         model = self._catalog.model(name)

@@ -85,7 +85,7 @@ class Completions:
             if isinstance(outcome, Refused):
                 raise outcome.error()
         except MeshError:
-            await self._admission.correct(admitted, 0)
+            self._admission.correct(admitted, 0)
             raise
         return outcome
 

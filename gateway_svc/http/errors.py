@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway_svc import failures
 from gateway_svc.flow import ClientLeft
-from gateway_svc.rates import RateExceeded
+from gateway_svc.limits import RateExceeded
 from mesh import ids
 from mesh.errors import Internal, InvalidArgument, MeshError, NotFound
 from mesh.telemetry import logs, metrics
