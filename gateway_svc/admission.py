@@ -9,8 +9,9 @@ from gateway_svc.bounds import Bound, Model, bound
 from gateway_svc.choices import Choice, Choices
 from gateway_svc.dialects import Dialect, Request
 from gateway_svc.dialects.registry import parse
+from gateway_svc.limits import RateExceeded, Taken
 from gateway_svc.policies import Policy
-from gateway_svc.rates import RateExceeded, Rates, Taken
+from gateway_svc.rates import Rates
 from gateway_svc.rules import Rules
 from gateway_svc.violations import Violation, Violations
 from gateway_svc.who import Agent, Directory
@@ -90,7 +91,7 @@ class Admission:
             choice.provider.check(ask.mock)
         sizes = [(choice.model, choice.far.size) for choice in choices]
         bounded = bound(request, sizes, policy, clamp=ask.clamp)
-        taken = await self._rates.take(policy.rates, bounded.tokens)
+        taken = await self._rates.take(agent.organization_id, policy.rates, bounded.tokens)
         return Admitted(ask, agent, policy, request, choices, bounded, taken)
 
     async def chosen(self, ask: Ask) -> Choice:
@@ -114,9 +115,9 @@ class Admission:
         agent = await self.agent(key)
         return await self._choices.listed(agent, await self._rules.over(agent.path))
 
-    async def correct(self, admitted: Admitted, tokens: int) -> None:
+    def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""
-        await self._rates.correct(admitted.taken, tokens)
+        self._rates.correct(admitted.taken, tokens)
 
 
 def _read(ask: Ask, policy: Policy) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from mesh.db import Database
 from mesh.settings import Runtime
 
 DRAIN_LEDGER_SECONDS = 10.0
+DRAIN_RATES_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Gateway:
     db: Database
     directory: Directory
     ledger: Ledger
+    rates: Rates
     catalog: Catalog
     http: HttpServer
     deliver: Callable[[], Awaitable[None]]
@@ -47,12 +50,12 @@ class Gateway:
     @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
+        return (self.directory.run, self.ledger.run, self.rates.run, self.catalog.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
         """Finish what is open: completions first, then what the ledger has not answered."""
         await self.http.drain()
-        await self.ledger.drain(DRAIN_LEDGER_SECONDS)
+        await asyncio.gather(self.ledger.drain(DRAIN_LEDGER_SECONDS), self.rates.drain(DRAIN_RATES_SECONDS))
 
 
 @asynccontextmanager
@@ -75,7 +78,7 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime), deliver)
+        yield Gateway(database, directory, ledger, rates, catalog, HttpServer(app, runtime), deliver)
 
 
 @asynccontextmanager

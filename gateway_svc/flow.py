@@ -99,7 +99,7 @@ class Completions:
             if isinstance(outcome, Refused):
                 raise outcome.error()
         except MeshError as refused:
-            await self._admission.correct(admitted, 0)
+            self._admission.correct(admitted, 0)
             if isinstance(refused, PermissionDenied):  # its own limit on cost
                 await self._admission.violated(admitted.ask, admitted.agent, refused)
             raise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from gateway_svc.admission import Admission, Admitted
 from gateway_svc.charging import Ledger
 from gateway_svc.choices import Choice
@@ -69,15 +67,15 @@ class Passage:
         self._closed = True
         self._ledger.void(self.grant, reason)
         metrics.COMPLETIONS.labels(self.choice.model.provider, "voided").inc()
-        await self._admission.correct(self.admitted, 0)
+        self._admission.correct(self.admitted, 0)
 
     async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
         """Charge what was used and wait for the commit; SETTLEMENT_PENDING when it does not come in 30 s."""
         report = self._report(ending, client_gone=client_gone)
         self._closed = True
-        charged, _ = await asyncio.gather(
-            self._ledger.settle(report), self._admission.correct(self.admitted, report.settlement.usage.total)
-        )
+        charging = self._ledger.settle(report)
+        self._admission.correct(self.admitted, report.settlement.usage.total)
+        charged = await charging
         latency_ms = monotonic_ms() - self.admitted.ask.started_ms
         metrics.COMPLETION_SECONDS.observe(latency_ms / 1000)
         return Receipt(

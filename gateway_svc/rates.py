@@ -1,165 +1,109 @@
-"""Requests and tokens per minute, exact over all replicas: one script in Valkey counts every level of a path at once.
+"""Requests and tokens per minute, exact over all replicas: takes and corrections that come together share a script.
 
-Each counter holds the last 61 one-second buckets, so no window of 60 seconds ever sees more than its limit. An agent
-that no rate limits never waits for Valkey; one that has a limit gets 503 while Valkey is away.
+An idle sender sends at once, and what comes while it waits for an answer goes in the next batch. An agent that no rate
+limits never waits for Valkey; one that has a limit gets 503 while Valkey is away.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from gateway_svc.limits import FULL_MINUTES_MAX, MINUTE_MS, NOTHING_TAKEN, Taken, exceeded, limits
 from gateway_svc.policies import Rate
-from mesh.cache import OUTAGES
-from mesh.errors import Exhausted, Unavailable
+from gateway_svc.store import rates as store
+from gateway_svc.store.rates import Answered, Lost, Operation, Outcome
+from mesh.cache import OUTAGES, REPLY_SECONDS_MAX
+from mesh.clock import monotonic_ms
+from mesh.errors import Unavailable
 from mesh.telemetry import logs
 
-# KEYS: counters. ARGV: for each counter its limit and what is asked of it. Takes all or nothing.
-# Answers: {second, taken, then for each counter: used before, milliseconds until there is room or until it is empty}.
-TAKE = """
-local time = redis.call('TIME')
-local now = tonumber(time[1])
-local now_ms = now * 1000 + math.floor(tonumber(time[2]) / 1000)
-local answer = {now, 1}
-for index, key in ipairs(KEYS) do
-  local limit, asked = tonumber(ARGV[2 * index - 1]), tonumber(ARGV[2 * index])
-  local flat = redis.call('HGETALL', key)
-  local seconds, counts, used = {}, {}, 0
-  for at = 1, #flat, 2 do
-    local second = tonumber(flat[at])
-    if second <= now - 61 then
-      redis.call('HDEL', key, flat[at])
-    else
-      seconds[#seconds + 1] = second
-      counts[second] = tonumber(flat[at + 1])
-      used = used + counts[second]
-    end
-  end
-  table.sort(seconds)
-  local wait_ms, left = 0, used
-  local fits = left + asked <= limit
-  for _, second in ipairs(seconds) do
-    if not fits and left + asked <= limit then break end
-    left = left - counts[second]
-    wait_ms = (second + 61) * 1000 - now_ms
-  end
-  if not fits then answer[2] = 0 end
-  answer[#answer + 1] = used
-  answer[#answer + 1] = wait_ms
-end
-if answer[2] == 1 then
-  for index, key in ipairs(KEYS) do
-    redis.call('HINCRBY', key, now, ARGV[2 * index])
-    redis.call('EXPIRE', key, 62)
-  end
-end
-return answer
-"""
-CORRECT = """
-for index, key in ipairs(KEYS) do
-  if redis.call('HEXISTS', key, ARGV[1]) == 1 then redis.call('HINCRBY', key, ARGV[1], ARGV[2]) end
-end
-return 1
-"""
+BATCH_MAX = 128
+WAITING_MAX = 10_000
+WAIT_MS_MAX = 1_500  # a take that was not sent for so long is not sent at all
 
 log = logs.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """One limit of one target; `asked` is what this request takes of it."""
+@dataclass(slots=True, eq=False)
+class Item:
+    """An operation on its way; nobody waits for the answer of a correction."""
 
-    target_id: str
-    kind: str  # requests or tokens
-    limit: int
-    asked: int
-
-    @property
-    def key(self) -> str:
-        """Return its name in Valkey."""
-        return f"gateway:rate:{self.kind}:{self.target_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A counter after this request."""
-
-    counter: Counter
-    remaining: int
-    reset_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What a request took, in which second, and how each counter stands."""
-
-    second: int
-    readings: tuple[Reading, ...]
-
-    def headers(self) -> dict[str, str]:
-        """Return `x-ratelimit-*` in OpenAI's form for the counters with least room."""
-        headers: dict[str, str] = {}
-        for kind in ("requests", "tokens"):
-            of_kind = [reading for reading in self.readings if reading.counter.kind == kind]
-            if of_kind:
-                tightest = min(of_kind, key=lambda reading: reading.remaining)
-                headers[f"x-ratelimit-limit-{kind}"] = str(tightest.counter.limit)
-                headers[f"x-ratelimit-remaining-{kind}"] = str(tightest.remaining)
-                headers[f"x-ratelimit-reset-{kind}"] = f"{tightest.reset_ms / 1000:.3f}s"
-        return headers
-
-
-NOTHING_TAKEN = Taken(0, ())
-
-
-class RateExceeded(Exhausted):
-    """A rate limit is reached; carries the headers that say when there is room."""
-
-    def __init__(self, taken: Taken, retry_after_ms: int, limit: str) -> None:
-        text = f"rate limit reached ({limit}); try again in {retry_after_ms / 1000:.1f}s"
-        super().__init__("RATE_LIMIT_EXCEEDED", text, retry_after_ms=retry_after_ms, limit=limit)
-        self.taken = taken
+    operation: Operation
+    answer: asyncio.Future[Outcome] | None = None
+    added_ms: float = field(default_factory=monotonic_ms)
 
 
 class Rates:
-    """The counters of all agents."""
+    """The rate limits of all agents."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._take = redis.register_script(TAKE)
-        self._correct = redis.register_script(CORRECT)
+        self._waiting: deque[Item] = deque()
+        self._woken = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._running = False
+        self._connection: AbstractConnection | None = None
 
-    async def take(self, rates: Sequence[Rate], tokens: int) -> Taken:
-        """Count one request of so many tokens on every level, or on none: RATE_LIMIT_EXCEEDED."""
-        counters = [counter for rate in rates for counter in _counters(rate, tokens)]
-        if not counters:
+    async def run(self) -> None:
+        """Send what waits, for ever; whoever waits when this ends, or asks afterwards, gets an error."""
+        batch: list[Item] = []
+        self._running = True
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                while batch := self._next_batch():
+                    await self._send(batch)
+                self._idle.set()
+        finally:
+            self._running = False
+            self._fail([*batch, *self._waiting], "RatesEnded")
+            self._waiting.clear()
+            self._idle.set()
+            if self._connection is not None:
+                await self._redis.connection_pool.release(self._connection)
+                self._connection = None
+
+    async def take(self, organization_id: str, rates: Sequence[Rate], tokens: int) -> Taken:
+        """Count one request of so many tokens on every level, or on none: RATE_LIMIT_EXCEEDED.
+
+        Each target may stand in `rates` once. A caller that is cancelled has taken nothing, not even the request.
+        """
+        of_path = limits(organization_id, tuple(rates))
+        if not of_path:
             return NOTHING_TAKEN
-        arguments = [number for counter in counters for number in (counter.limit, counter.asked)]
-        try:
-            answer = cast("list[int]", await self._take([counter.key for counter in counters], arguments))
-        except (*OUTAGES, RedisError) as error:
-            log.warn("rates.unavailable", error=type(error).__name__)
-            raise Unavailable(
-                "RATE_LIMITS_UNAVAILABLE", "the rate limits cannot be checked", retry_after_ms=500
-            ) from None
-        return _read(answer, counters)
+        asked = tuple(limit.asked(tokens) for limit in of_path)
+        match await self._asked(Operation(organization_id, of_path, asked)):
+            case Answered(at_ms, granted=True, levels=levels):
+                after = tuple(level + amount * MINUTE_MS for level, amount in zip(levels, asked, strict=True))
+                return Taken(organization_id, tokens, at_ms, of_path, after)
+            case Answered(at_ms, levels=levels):
+                raise exceeded(Taken(organization_id, tokens, at_ms, of_path, levels), asked)
+            case Lost():
+                raise _unavailable()
 
-    async def correct(self, taken: Taken, tokens: int) -> None:
-        """Replace the bound that was taken by what was used; while Valkey is away the bound stands."""
-        by_difference: dict[int, list[str]] = {}
-        for reading in taken.readings:
-            counter = reading.counter
-            if counter.kind == "tokens" and counter.asked != tokens:
-                by_difference.setdefault(tokens - counter.asked, []).append(counter.key)
-        try:
-            for difference, keys in by_difference.items():
-                await self._correct(keys, [taken.second, difference])
-        except (*OUTAGES, RedisError) as error:
-            log.warn("rates.unavailable", error=type(error).__name__)
+    def correct(self, taken: Taken, tokens: int) -> None:
+        """Count what was used instead of the bound that was taken, with the next batch; the request stays counted.
+
+        A correction that Valkey does not get leaves the bound standing. What has leaked away is not given back.
+        """
+        differences = [
+            (limit, min(tokens - asked, limit.per_minute * FULL_MINUTES_MAX))
+            for limit in taken.limits
+            if limit.kind == "tokens" and (asked := limit.asked(taken.tokens)) != tokens
+        ]
+        if differences:
+            changed, amounts = zip(*differences, strict=True)
+            self._add(Item(Operation(taken.organization_id, changed, amounts, taken.at_ms)))
 
     async def ping(self) -> bool:
         """Return whether Valkey answers."""
@@ -169,31 +113,95 @@ class Rates:
             return False
         return True
 
+    async def drain(self, seconds: float) -> None:
+        """Wait until all that was asked and corrected is with Valkey."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warn("rates.drain_incomplete", waiting=len(self._waiting))
 
-def _counters(rate: Rate, tokens: int) -> list[Counter]:
-    counters: list[Counter] = []
-    if rate.requests_per_minute is not None:
-        counters.append(Counter(rate.target_id, "requests", rate.requests_per_minute, 1))
-    if rate.tokens_per_minute is not None:
-        # A request larger than the whole limit needs an empty window.
-        asked = min(tokens, rate.tokens_per_minute)
-        counters.append(Counter(rate.target_id, "tokens", rate.tokens_per_minute, asked))
-    return counters
+    async def _asked(self, operation: Operation) -> Outcome:
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._add(Item(operation, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():  # it came in the same moment
+                self._give_back(operation, answer.result())
+            raise
+
+    def _add(self, item: Item) -> None:
+        if not self._running or len(self._waiting) >= WAITING_MAX:
+            self._fail([item], "RatesFull" if self._running else "RatesEnded")
+            return
+        self._waiting.append(item)
+        self._idle.clear()
+        self._woken.set()
+
+    def _give_back(self, operation: Operation, outcome: Outcome) -> None:
+        """Undo a take that nobody learned of, its request included."""
+        if isinstance(outcome, Answered) and outcome.granted:
+            amounts = tuple(-amount for amount in operation.amounts)
+            self._add(Item(dataclasses.replace(operation, amounts=amounts, taken_ms=outcome.at_ms)))
+
+    def _next_batch(self) -> list[Item]:
+        """Take what is sent next, without those who left or have waited too long."""
+        batch: list[Item] = []
+        late: list[Item] = []
+        oldest_ms = monotonic_ms() - WAIT_MS_MAX
+        while self._waiting and len(batch) < BATCH_MAX:
+            item = self._waiting.popleft()
+            if item.answer is None:
+                batch.append(item)
+            elif not item.answer.done():
+                (late if item.added_ms < oldest_ms else batch).append(item)
+        self._fail(late, "RatesLate")
+        return batch
+
+    async def _send(self, batch: Sequence[Item]) -> None:
+        operations = [item.operation for item in batch]
+        try:
+            async with asyncio.timeout(REPLY_SECONDS_MAX):
+                outcomes = await store.run(await self._connected(), operations)
+        except (*OUTAGES, RedisError) as error:
+            self._fail(batch, type(error).__name__)
+            return
+        lost: dict[str, list[Item]] = {}
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Lost):
+                lost.setdefault(outcome.error, []).append(item)
+            elif item.answer is not None:
+                self._tell(item.operation, item.answer, outcome)
+        for error, items in lost.items():
+            self._fail(items, error)
+
+    def _tell(self, operation: Operation, answer: asyncio.Future[Outcome], outcome: Answered) -> None:
+        if answer.cancelled():
+            self._give_back(operation, outcome)
+        else:
+            answer.set_result(outcome)
+
+    async def _connected(self) -> AbstractConnection:
+        """Return the connection that is ours alone; it connects again by itself where it is not connected.
+
+        The client would send again what it has no answer to, and a correction would count twice.
+        """
+        if self._connection is None:
+            self._connection = await self._redis.connection_pool.get_connection()
+        elif self._connection.is_connected and await self._connection.can_read():
+            # Nothing was asked: these are the end of the stream, which the pool overlooks where it awaits notices.
+            await self._connection.disconnect(nowait=True)
+        return self._connection
+
+    def _fail(self, items: Sequence[Item], error: str) -> None:
+        if items:
+            takes = [item.answer for item in items if item.answer is not None]
+            log.warn("rates.unavailable", error=error, takes=len(takes), corrections=len(items) - len(takes))
+            for answer in takes:
+                if not answer.done():
+                    answer.set_result(Lost(error))
 
 
-def _read(answer: Sequence[int], counters: Sequence[Counter]) -> Taken:
-    second, taken = answer[0], answer[1] == 1
-    readings: list[Reading] = []
-    retry_after_ms, reached = 0, ""
-    for counter, used, wait_ms in zip(counters, answer[2::2], answer[3::2], strict=True):
-        fits = used + counter.asked <= counter.limit
-        after = used + (counter.asked if taken else 0)
-        readings.append(
-            Reading(counter, max(0, counter.limit - after), wait_ms if wait_ms > 0 or not taken else 61_000)
-        )
-        if not fits and wait_ms >= retry_after_ms:
-            retry_after_ms, reached = wait_ms, f"{counter.kind} per minute of {counter.target_id}"
-    result = Taken(second, tuple(readings))
-    if not taken:
-        raise RateExceeded(result, max(1, retry_after_ms), reached)
-    return result
+def _unavailable() -> Unavailable:
+    return Unavailable("RATE_LIMITS_UNAVAILABLE", "the rate limits cannot be checked", retry_after_ms=500)

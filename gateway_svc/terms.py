@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from gateway_svc.policies import Terms
+from gateway_svc.policies import PER_MINUTE_MAX, Terms
 from mesh.errors import InvalidArgument, invalid
 
 NAME_CHARACTERS_MAX = 200
 MODELS_MAX = 100
-LIMIT_MAX = 10**12
+LIMITS_MAX = {
+    "max_tokens_per_request": 10**12,
+    "requests_per_minute": PER_MINUTE_MAX,
+    "tokens_per_minute": PER_MINUTE_MAX,
+}
 MODEL_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,198}\*?$|^\*$")
 
 
@@ -26,10 +30,10 @@ def checked_name(name: str) -> str:
 
 def checked_terms(terms: Terms) -> Terms:
     """Return terms as they are kept; InvalidArgument names the field that is wrong."""
-    for field in ("max_tokens_per_request", "requests_per_minute", "tokens_per_minute"):
+    for field, limit_max in LIMITS_MAX.items():
         limit: int | None = getattr(terms, field)
-        if limit is not None and not 1 <= limit <= LIMIT_MAX:
-            raise invalid(field, f"must be 1 to {LIMIT_MAX}")
+        if limit is not None and not 1 <= limit <= limit_max:
+            raise invalid(field, f"must be 1 to {limit_max}")
     models = terms.allowed_models
     if models is not None:
         if len(models) > MODELS_MAX:

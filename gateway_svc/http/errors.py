@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway_svc import failures
 from gateway_svc.dialects import Dialect
 from gateway_svc.flow import ClientLeft
-from gateway_svc.rates import RateExceeded
+from gateway_svc.limits import RateExceeded
 from gateway_svc.tellings import Telling
 from gateway_svc.tellings.registry import OPENAI, TELLINGS
 from mesh import ids
