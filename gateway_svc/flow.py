@@ -10,7 +10,7 @@ from gateway_svc import failures, receipt
 from gateway_svc.admission import Admission, Admitted, Ask
 from gateway_svc.charging import Ledger
 from gateway_svc.credentials import Credentials
-from gateway_svc.holds import Grant, Place, Refused
+from gateway_svc.holds import Grant, Place, Refused, Route
 from gateway_svc.passage import BROKEN_OFF, Passage
 from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent, Provider
 from gateway_svc.relay import Client, Relay
@@ -194,8 +194,7 @@ def _place(admitted: Admitted, agent: Agent) -> Place:
         agent_id=agent.id,
         path_version=agent.path_version,
         api_key_id=agent.api_key_id,
-        provider=admitted.model.provider,
-        model=admitted.model.name,
+        routes=(Route(admitted.model.provider, admitted.model.name),),
         input_tokens_max=admitted.bound.input_tokens_max,
         output_tokens_wanted=admitted.bound.output_tokens_wanted,
         output_tokens_min=admitted.bound.output_tokens_min,

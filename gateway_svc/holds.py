@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from gateway_svc.settlement import Settlement
-from gateway_svc.usage import TokenUsage
-from mesh.errors import Exhausted, MeshError, Unavailable
+from gateway_svc.usage import TokenUsage, UsageSource
+from mesh.errors import Exhausted, MeshError, PermissionDenied, Unavailable
 
 RETRY_IN_FLIGHT_MS = 250
 
 
+class Dialect(StrEnum):
+    """The interface that a completion came by, in the ledger's words."""
+
+    CHAT_COMPLETIONS = "chat.completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way a completion may go upstream."""
+
+    provider: str
+    model: str
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A hold that is wanted."""
+    """A hold that is wanted; it covers the dearest of its routes, at most 8.
+
+    A `cost_max_micros` above 0 is the most that it may come to, whatever there is.
+    """
 
     request_id: str
     agent_id: str
     path_version: int
     api_key_id: str
-    provider: str
-    model: str
+    routes: tuple[Route, ...]
     input_tokens_max: int
     output_tokens_wanted: int
     output_tokens_min: int
     choices: int
     end_user: str = ""
+    cost_max_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +67,12 @@ class Refusal(Enum):
     IN_FLIGHT = auto()
     DISABLED = auto()
     VOIDED = auto()
+    COST_LIMIT = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A final no, and the wallet or budget that stands in the way."""
+    """A final no, and the wallet or budget that stands in the way; none does where it is the request's own limit."""
 
     refusal: Refusal
     account_id: str
@@ -71,11 +92,14 @@ class Refused:
                 return Exhausted("BUDGET_DISABLED", text, account=self.account_id)
             case Refusal.VOIDED:
                 return Unavailable("ACCOUNTING_UNAVAILABLE", "the request was given up", retry_after_ms=500)
+            case Refusal.COST_LIMIT:
+                text = f"the request may cost {self.short_micros} micro-credits more than its limit on cost allows"
+                return PermissionDenied("REQUEST_COST_LIMIT", text, short_micros=str(self.short_micros))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A settle: what was used, and how it went."""
+    """A settle: what was used, and how it went; `route` is an index into the routes of its hold."""
 
     request_id: str
     agent_id: str
@@ -85,10 +109,15 @@ class Report:
     overhead_ms: int
     first_token_ms: int
     streamed: bool
+    route: int = 0
+    usage_source: UsageSource = UsageSource.REPORTED
+    attempts: int = 1
+    dialect: Dialect = Dialect.CHAT_COMPLETIONS
 
     def at_ceiling(self) -> Report:
-        """Return the report that charges all that was held, as an estimate."""
-        return replace(self, settlement=replace(self.settlement, usage=self.ceiling, estimated=True))
+        """Return the report that charges all that was held, as an estimate: the figures were none that can be."""
+        charged = replace(self.settlement, usage=self.ceiling, estimated=True)
+        return replace(self, settlement=charged, usage_source=UsageSource.INVALID)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import orjson
 
 from gateway_svc.chat import Json, JsonObject
 
 TOKENS_MAX = 10**7  # the ledger prices no more; a larger figure is a broken provider's, not a completion's
+
+
+class UsageSource(StrEnum):
+    """What a provider's own figures were, in the ledger's words; only the first were charged as they came."""
+
+    REPORTED = "reported"
+    MISSING = "missing"
+    ZERO = "zero"
+    INVALID = "invalid"
+    ABOVE_BOUND = "above_bound"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ REFUSALS = {
     charges_pb2.HOLD_REFUSAL_IN_FLIGHT: Refusal.IN_FLIGHT,
     charges_pb2.HOLD_REFUSAL_DISABLED: Refusal.DISABLED,
     charges_pb2.HOLD_REFUSAL_VOIDED: Refusal.VOIDED,
+    charges_pb2.HOLD_REFUSAL_COST_LIMIT: Refusal.COST_LIMIT,
 }
 
 
@@ -59,7 +60,7 @@ def place_message(place: Place) -> charges_pb2.PlaceHold:
         request_id=place.request_id,
         agent_id=place.agent_id,
         path_version=place.path_version,
-        routes=[charges_pb2.Route(provider=place.provider, model=place.model)],
+        routes=[charges_pb2.Route(provider=route.provider, model=route.model) for route in place.routes],
         input_tokens_max=place.input_tokens_max,
         output_tokens_wanted=place.output_tokens_wanted,
         output_tokens_min=place.output_tokens_min,
@@ -67,6 +68,7 @@ def place_message(place: Place) -> charges_pb2.PlaceHold:
         wait_ms_max=WAIT_MS_MAX,
         api_key_id=place.api_key_id,
         end_user=place.end_user,
+        cost_max_micros=place.cost_max_micros,
         traceparent=traces.traceparent() or "",
     )
 
@@ -77,6 +79,7 @@ def settle_message(report: Report) -> charges_pb2.SettleHold:
     return charges_pb2.SettleHold(
         request_id=report.request_id,
         agent_id=report.agent_id,
+        route=report.route,
         usage=charges_pb2.TokenUsage(
             input_tokens=usage.input_tokens,
             cached_input_tokens=usage.cached_input_tokens,
@@ -91,6 +94,9 @@ def settle_message(report: Report) -> charges_pb2.SettleHold:
         overhead_ms=report.overhead_ms,
         first_token_ms=report.first_token_ms,
         streamed=report.streamed,
+        usage_source=report.usage_source,
+        attempts=report.attempts,
+        dialect=report.dialect,
         traceparent=traces.traceparent() or "",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway_svc.holds import Grant, Place
+from gateway_svc.holds import Grant, Place, Route
 from ledger_svc.keys import LedgerKeys
 from ledger_svc.store import charges
 from mesh import ids
@@ -131,8 +131,7 @@ async def test_a_hold_of_a_holder_that_lapsed_is_not_dispatched(mesh: Mesh, tmp_
             agent_id=agent.id,
             path_version=agent.path_version,
             api_key_id=agent.api_key_id,
-            provider="mock",
-            model="mock-flat",
+            routes=(Route("mock", "mock-flat"),),
             input_tokens_max=1,
             output_tokens_wanted=1,
             output_tokens_min=1,

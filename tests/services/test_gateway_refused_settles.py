@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway_svc import charging
-from gateway_svc.holds import Place, Report
+from gateway_svc.holds import Place, Report, Route
 from gateway_svc.settlement import Outcome, Settlement
 from gateway_svc.usage import TokenUsage
 from mesh import ids
@@ -87,4 +87,4 @@ async def test_a_settle_is_on_its_way_before_anybody_waits_for_it(house: House) 
 
 
 def place() -> Place:
-    return Place(ids.new(ids.Kind.REQUEST), AGENT, 1, "", "mock", "mock-model", 1, 16, 16, 1)
+    return Place(ids.new(ids.Kind.REQUEST), AGENT, 1, "", (Route("mock", "mock-model"),), 1, 16, 16, 1)

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from gateway_svc import charging
-from gateway_svc.holds import Place
+from gateway_svc.holds import Place, Route
 from ledger_svc.commits import Commits
 from ledger_svc.keys import LedgerKeys
 from ledger_svc.price_book import PriceBook
@@ -25,8 +25,7 @@ def place_of(agent_id: str) -> Place:
         agent_id=agent_id,
         path_version=4,
         api_key_id="",
-        provider="mock",
-        model="mock-flat",
+        routes=(Route("mock", "mock-flat"),),
         input_tokens_max=10,
         output_tokens_wanted=16,
         output_tokens_min=16,
