@@ -99,7 +99,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A settle: what was used, and how it went; `route` is an index into the routes of its hold."""
+    """A settle: what was used, and how it went; `route` is an index into the routes of its hold.
+
+    `attempts` counts how often a provider was asked, at most 100; 0 where it was not counted.
+    """
 
     request_id: str
     agent_id: str
@@ -110,9 +113,9 @@ class Report:
     first_token_ms: int
     streamed: bool
     route: int = 0
-    usage_source: UsageSource = UsageSource.REPORTED
-    attempts: int = 1
-    dialect: Dialect = Dialect.CHAT_COMPLETIONS
+    usage_source: UsageSource | None = None
+    attempts: int = 0
+    dialect: Dialect | None = None
 
     def at_ceiling(self) -> Report:
         """Return the report that charges all that was held, as an estimate: the figures were none that can be."""

@@ -94,9 +94,9 @@ def settle_message(report: Report) -> charges_pb2.SettleHold:
         overhead_ms=report.overhead_ms,
         first_token_ms=report.first_token_ms,
         streamed=report.streamed,
-        usage_source=report.usage_source,
+        usage_source=report.usage_source or "",
         attempts=report.attempts,
-        dialect=report.dialect,
+        dialect=report.dialect or "",
         traceparent=traces.traceparent() or "",
     )
 
