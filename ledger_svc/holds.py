@@ -18,6 +18,7 @@ class Refusal(IntEnum):
     IN_FLIGHT = 3
     DISABLED = 4
     VOIDED = 5
+    COST_LIMIT = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class Placing:
     choices: int
     bound: Bound
     end_user: str = ""
+    cost_max_micros: int = 0  # no limit of its own
+
+    @property
+    def output_fits(self) -> int:
+        """Return how many of the wanted tokens its own limit allows; below `output_min` it is refused."""
+        if not self.cost_max_micros:
+            return self.output_wanted
+        return self.bound.output_within(self.cost_max_micros, self.output_wanted)
 
     @property
     def routes(self) -> str:
@@ -103,6 +112,9 @@ class Settling:
     overhead_ms: int
     first_token_ms: int
     streamed: bool
+    usage_source: str = ""
+    attempts: int = 0
+    dialect: str = ""
 
 
 @dataclass(frozen=True, slots=True)

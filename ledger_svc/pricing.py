@@ -122,6 +122,13 @@ class Bound:
         """Return the most that so many output tokens (of each choice) can cost, in micro-credits."""
         return _rounded_up(self.input_cost + output_tokens * self.output_rate) + self.flat_micros
 
+    def output_within(self, cost_max_micros: int, wanted: int) -> int:
+        """Return how many of the wanted output tokens can cost no more; below 0 where the request itself can."""
+        left = (cost_max_micros - self.flat_micros) * TOKENS_PER_MTOK - self.input_cost
+        if left < 0:
+            return -1
+        return min(wanted, left // self.output_rate) if self.output_rate else wanted
+
 
 @dataclass(frozen=True, slots=True)
 class Unpriceable:

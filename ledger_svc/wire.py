@@ -32,6 +32,7 @@ REFUSALS = {
     3: charges_pb2.HOLD_REFUSAL_IN_FLIGHT,
     4: charges_pb2.HOLD_REFUSAL_DISABLED,
     5: charges_pb2.HOLD_REFUSAL_VOIDED,
+    9: charges_pb2.HOLD_REFUSAL_COST_LIMIT,
 }
 PERIODS = {
     budgets_pb2.PERIOD_DAILY: "daily",
@@ -184,6 +185,9 @@ def usage(organization_id: str, row: Row) -> wallets_pb2.Usage:
             "overhead_ms",
             "first_token_ms",
             "streamed",
+            "usage_source",
+            "attempts",
+            "dialect",
         )
     }
     return wallets_pb2.Usage(

@@ -55,6 +55,9 @@ class Usage:
     overhead_ms: int
     first_token_ms: int
     streamed: bool
+    usage_source: str
+    attempts: int
+    dialect: str
     time: datetime
     organization_id: strawberry.Private[str]
 
@@ -117,6 +120,9 @@ def usage_of(message: pb.Usage) -> Usage:
         overhead_ms=message.overhead_ms,
         first_token_ms=message.first_token_ms,
         streamed=message.streamed,
+        usage_source=message.usage_source,
+        attempts=message.attempts,
+        dialect=message.dialect,
         time=time_of(message.time),
         organization_id=message.organization_id,
     )

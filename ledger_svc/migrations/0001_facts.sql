@@ -109,6 +109,7 @@ CREATE TABLE holds (
   output_wanted    bigint NOT NULL,
   output_min       bigint NOT NULL,
   choices          int NOT NULL,
+  cost_max_micros  bigint NOT NULL,     -- 0: no limit of its own
   status           smallint NOT NULL,   -- as place_holds answers it
   output_tokens    bigint NOT NULL,
   ceiling_micros   bigint NOT NULL CHECK (ceiling_micros >= 0),
@@ -195,6 +196,9 @@ CREATE TABLE usage (
   overhead_ms         int NOT NULL,
   first_token_ms      int NOT NULL,
   streamed            boolean NOT NULL,
+  usage_source        text NOT NULL,   -- what the provider's own figures were; '' where nobody said
+  attempts            smallint NOT NULL,   -- how often a provider was asked; 0 where nobody said
+  dialect             text NOT NULL,   -- the interface it came by; '' where nobody said
   held_at             timestamptz NOT NULL,   -- whose windows it counts in
   used_at             timestamptz NOT NULL,
   PRIMARY KEY (organization_id, seq),

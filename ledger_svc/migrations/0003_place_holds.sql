@@ -2,7 +2,7 @@
 --
 -- Status of an item: 1 granted, 2 exhausted, 3 in flight (would fit but for other holds; kept only when final), 4 a
 -- budget is disabled, 5 voided before it was placed, 6 the path is stale, 7 the key was used for another request
--- (`field` names what differs), 8 the holder's lease has lapsed.
+-- (`field` names what differs), 8 the holder's lease has lapsed, 9 even the least may cost more than the request's own limit.
 --
 -- A batch that fits as a whole fits one by one, whatever the order: it is decided by sums, an account at a time. Only a
 -- batch in which something is refused, clamped or repeated is walked through.
@@ -125,6 +125,8 @@ CREATE FUNCTION place_holds(
   p_org text, p_holders text[], p_agents text[], p_versions bigint[],  -- distinct; items refer to them by index, from 1
   p_request text[], p_holder_of int[], p_agent_of int[], p_api_key text[], p_end_user text[], p_routes text[], p_prices text[],
   p_input bigint[], p_wanted bigint[], p_min bigint[], p_choices int[],
+  p_cost_max bigint[],     -- the most that the request may cost; 0: no limit of its own
+  p_fits bigint[],         -- of the wanted tokens, those that this limit allows; below 0 where it allows no request at all
   p_input_cost bigint[],   -- bound of the input, in millionths of a micro-credit
   p_output_rate bigint[],  -- one output token of every choice, in millionths of a micro-credit
   p_flat bigint[],         -- micro-credits a request
@@ -134,7 +136,7 @@ CREATE FUNCTION place_holds(
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_nestloop = on AS $$
 DECLARE
   n int := cardinality(p_request);
-  v_at timestamptz; v_plain boolean; v_seq bigint;
+  v_at timestamptz; v_plain boolean; v_allowed boolean; v_seq bigint;
   v_sets bigint[];                                                             -- one for each agent
   v_full bigint[];                                                             -- one for each item
   a_id bigint[]; a_step smallint[]; a_settled bigint[]; a_held bigint[]; a_floor bigint[]; a_disabled boolean[]; a_auto boolean[];  -- for each account
@@ -149,8 +151,8 @@ BEGIN
     AND NOT EXISTS (SELECT 1 FROM unnest(p_request) r(id)
                      CROSS JOIN LATERAL (SELECT 1 FROM holds x WHERE x.organization_id = p_org AND x.request_id = r.id LIMIT 1) h);
   IF v_plain THEN
-    SELECT array_agg((c + w * r + 999999) / 1000000 + f ORDER BY o) INTO v_full
-      FROM unnest(p_input_cost, p_wanted, p_output_rate, p_flat) WITH ORDINALITY t(c, w, r, f, o);
+    SELECT array_agg((c + w * r + 999999) / 1000000 + f ORDER BY o), bool_and(w >= l) INTO v_full, v_allowed
+      FROM unnest(p_input_cost, p_fits, p_output_rate, p_flat, p_min) WITH ORDINALITY t(c, w, r, f, l, o);
     SELECT array_agg(q.account), array_agg(CASE WHEN c.at = v_at THEN c.step + 1 ELSE 0 END), array_agg(c.settled_micros),
            array_agg(c.held_micros + q.asked), array_agg(c.floor_micros), array_agg(c.disabled), array_agg(c.auto_disable),
            coalesce(bool_and(c.settled_micros - c.held_micros - q.asked >= c.floor_micros AND NOT c.disabled), false)
@@ -161,28 +163,29 @@ BEGIN
           CROSS JOIN LATERAL (SELECT unnest(s.accounts) AS account FROM limit_sets s WHERE s.id = v_sets[g.k]) l
          GROUP BY l.account) q
       LEFT JOIN LATERAL (SELECT * FROM checkpoints x WHERE x.account_id = q.account ORDER BY x.at DESC, x.step DESC LIMIT 1) c ON true;
-    v_plain := v_plain AND array_position(a_settled, NULL) IS NULL;
+    v_plain := v_plain AND v_allowed AND array_position(a_settled, NULL) IS NULL;
   END IF;
   IF NOT v_plain THEN
     SELECT * INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
       FROM walk_holds(p_org, v_at, v_sets, p_holders, p_agents, p_request, p_holder_of, p_agent_of, p_api_key, p_end_user, p_routes, p_prices,
-                      p_input, p_wanted, p_min, p_choices, p_input_cost, p_output_rate, p_flat, p_final);
+                      p_input, p_wanted, p_min, p_choices, p_cost_max, p_fits, p_input_cost, p_output_rate, p_flat, p_final);
     RETURN;
   END IF;
 
   v_seq := last_seq(p_org);
   status := array_fill(1::smallint, ARRAY[n]);
-  output_tokens := p_wanted;
+  output_tokens := p_fits;
   ceiling := v_full;
   blocker := array_fill(''::text, ARRAY[n]);
   target := blocker; field := blocker;
   short := array_fill(0::bigint, ARRAY[n]);
   replayed := array_fill(false, ARRAY[n]);
   INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, routes, price_ids, input_tokens_max, output_wanted,
-                     output_min, choices, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
-    SELECT p_org, r, p_agents[a], k, e, p_holders[h], rt, string_to_array(pr, ','), i, w, m, ch, 1, w, f, v_sets[a], '', '', 0, v_at
-      FROM unnest(p_request, p_agent_of, p_api_key, p_end_user, p_holder_of, p_routes, p_prices, p_input, p_wanted, p_min, p_choices, v_full)
-           t(r, a, k, e, h, rt, pr, i, w, m, ch, f);
+                     output_min, choices, cost_max_micros, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
+    SELECT p_org, r, p_agents[a], k, e, p_holders[h], rt, string_to_array(pr, ','), i, w, m, ch, cm, 1, ft, f, v_sets[a], '', '', 0, v_at
+      FROM unnest(p_request, p_agent_of, p_api_key, p_end_user, p_holder_of, p_routes, p_prices, p_input, p_wanted, p_min, p_choices, p_cost_max,
+                  p_fits, v_full)
+           t(r, a, k, e, h, rt, pr, i, w, m, ch, cm, ft, f);
   INSERT INTO open_holds (organization_id, request_id, holder_id, held_at)
     SELECT p_org, r, p_holders[h], v_at FROM unnest(p_request, p_holder_of) t(r, h);
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
@@ -194,7 +197,7 @@ END $$;
 CREATE FUNCTION walk_holds(
   p_org text, p_at timestamptz, p_sets bigint[], p_holders text[], p_agents text[], p_request text[], p_holder_of int[], p_agent_of int[],
   p_api_key text[], p_end_user text[], p_routes text[], p_prices text[], p_input bigint[], p_wanted bigint[], p_min bigint[], p_choices int[],
-  p_input_cost bigint[], p_output_rate bigint[], p_flat bigint[], p_final boolean[],
+  p_cost_max bigint[], p_fits bigint[], p_input_cost bigint[], p_output_rate bigint[], p_flat bigint[], p_final boolean[],
   OUT status smallint[], OUT output_tokens bigint[], OUT ceiling bigint[], OUT blocker text[], OUT target text[],
   OUT short bigint[], OUT replayed boolean[], OUT field text[]
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_nestloop = off AS $$
@@ -222,12 +225,13 @@ BEGIN
                         WHEN h.output_wanted <> t.wanted THEN 'output_tokens_wanted'
                         WHEN h.output_min <> t.least THEN 'output_tokens_min'
                         WHEN h.choices <> t.choices THEN 'choices'
+                        WHEN h.cost_max_micros <> t.cost_max THEN 'cost_max_micros'
                         WHEN h.end_user <> t.end_user THEN 'end_user'
                         WHEN h.api_key_id <> t.api_key THEN 'api_key_id' ELSE '' END ORDER BY o)
     INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
-    FROM (SELECT o, request, p_holders[h] AS holder, p_agents[a] AS agent, routes, input, wanted, least, choices, end_user, api_key
-            FROM unnest(p_request, p_holder_of, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_end_user, p_api_key)
-                 WITH ORDINALITY x(request, h, a, routes, input, wanted, least, choices, end_user, api_key, o)) t
+    FROM (SELECT o, request, p_holders[h] AS holder, p_agents[a] AS agent, routes, input, wanted, least, choices, cost_max, end_user, api_key
+            FROM unnest(p_request, p_holder_of, p_agent_of, p_routes, p_input, p_wanted, p_min, p_choices, p_cost_max, p_end_user, p_api_key)
+                 WITH ORDINALITY x(request, h, a, routes, input, wanted, least, choices, cost_max, end_user, api_key, o)) t
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true;
   SELECT array_agg(l.holder_id IS NULL ORDER BY o) INTO v_lapsed
     FROM unnest(p_holders) WITH ORDINALITY t(id, o)
@@ -266,7 +270,7 @@ BEGIN
     IF v_lapsed[p_holder_of[i]] THEN status[i] := 8; CONTINUE; END IF;
     IF p_sets[p_agent_of[i]] IS NULL THEN status[i] := 6; CONTINUE; END IF;
     v_lim := string_to_array(v_lims[p_agent_of[i]], ',')::int[];
-    v_full := (p_input_cost[i] + p_wanted[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
+    v_full := (p_input_cost[i] + p_fits[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
     v_least := (p_input_cost[i] + p_min[i] * p_output_rate[i] + 999999) / 1000000 + p_flat[i];
     v_headroom := NULL; v_worst := NULL; v_unheld := NULL; v_spent := NULL; v_stopped := NULL;
     FOREACH j IN ARRAY v_lim LOOP
@@ -277,10 +281,12 @@ BEGIN
       IF v_unheld IS NULL OR v_free < v_unheld THEN v_unheld := v_free; v_spent := j; END IF;
     END LOOP;
     output_tokens[i] := 0; ceiling[i] := 0;
-    IF v_stopped IS NOT NULL THEN
+    IF p_fits[i] < p_min[i] THEN
+      status[i] := 9;  -- whatever there is: the same request is never granted
+    ELSIF v_stopped IS NOT NULL THEN
       status[i] := 4; v_worst := v_stopped;
     ELSIF v_full <= v_headroom THEN
-      status[i] := 1; output_tokens[i] := p_wanted[i]; ceiling[i] := v_full;
+      status[i] := 1; output_tokens[i] := p_fits[i]; ceiling[i] := v_full;
     ELSIF v_least <= v_headroom THEN
       -- Only a priced output can be why the least fits and the whole does not, so the rate is above 0 here.
       output_tokens[i] := ((v_headroom - p_flat[i]) * 1000000 - p_input_cost[i]) / p_output_rate[i];
@@ -300,6 +306,8 @@ BEGIN
           a_disabled[j] := a_disabled[j] OR (a_auto[j] AND a_settled[j] - a_charged[j] <= a_floor[j]);
         END LOOP;
       END IF;
+    ELSIF status[i] = 9 THEN
+      short[i] := v_least - p_cost_max[i];
     ELSE
       blocker[i] := CASE WHEN a_budget[v_worst] = '' THEN 'wallet' ELSE a_budget[v_worst] END;
       target[i] := a_target[v_worst];
@@ -314,9 +322,9 @@ BEGIN
   END LOOP;
 
   INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, routes, price_ids, input_tokens_max, output_wanted,
-                     output_min, choices, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
+                     output_min, choices, cost_max_micros, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
     SELECT p_org, p_request[o], p_agents[p_agent_of[o]], p_api_key[o], p_end_user[o], p_holders[p_holder_of[o]], p_routes[o],
-           string_to_array(p_prices[o], ','), p_input[o], p_wanted[o], p_min[o], p_choices[o], status[o], output_tokens[o], ceiling[o],
+           string_to_array(p_prices[o], ','), p_input[o], p_wanted[o], p_min[o], p_choices[o], p_cost_max[o], status[o], output_tokens[o], ceiling[o],
            CASE WHEN status[o] = 1 THEN p_sets[p_agent_of[o]] ELSE 0 END, blocker[o], target[o], short[o], p_at
       FROM generate_series(1, n) o WHERE w_new[o];
   INSERT INTO open_holds (organization_id, request_id, holder_id, held_at)

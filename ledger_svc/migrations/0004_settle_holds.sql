@@ -10,6 +10,7 @@ CREATE FUNCTION settle_holds(
   p_org text, p_request text[], p_cost bigint[], p_provider text[], p_model text[], p_price text[],
   p_input bigint[], p_cached bigint[], p_cache_write bigint[], p_output bigint[], p_reasoning bigint[],
   p_estimated boolean[], p_outcome text[], p_http_status int[], p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[],
+  p_source text[], p_attempts int[], p_dialect text[],
   OUT status smallint[], OUT charged bigint[], OUT breach bigint[], OUT replayed boolean[], OUT field text[], OUT balance bigint
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
@@ -57,7 +58,8 @@ BEGIN
   IF NOT v_plain THEN
     SELECT * INTO status, charged, breach, replayed, field, balance
       FROM walk_settlements(p_org, v_at, p_request, p_cost, p_provider, p_model, p_price, p_input, p_cached, p_cache_write, p_output, p_reasoning,
-                            p_estimated, p_outcome, p_http_status, p_latency, p_overhead, p_first_token, p_streamed);
+                            p_estimated, p_outcome, p_http_status, p_latency, p_overhead, p_first_token, p_streamed,
+                            p_source, p_attempts, p_dialect);
     RETURN;
   END IF;
 
@@ -77,7 +79,7 @@ BEGIN
   GET DIAGNOSTICS v_posted = ROW_COUNT;
   PERFORM write_usage(p_org, p_request, h_agent, h_key, h_user, h_set, h_ceiling, h_held_at, charged, breach, p_provider, p_model, p_price, p_input,
                       p_cached, p_cache_write, p_output, p_reasoning, p_estimated, p_outcome, p_http_status, p_latency, p_overhead,
-                      p_first_token, p_streamed, v_at);
+                      p_first_token, p_streamed, p_source, p_attempts, p_dialect, v_at);
   DELETE FROM open_holds WHERE ctid = ANY (h_open);  -- they stay where they are: every change to them is under the lock
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
     SELECT id, v_at, st, v_seq + v_posted, s, h, f, d, a
@@ -91,19 +93,21 @@ CREATE FUNCTION write_usage(
   p_org text, p_request text[], p_agent text[], p_key text[], p_user text[], p_set bigint[], p_ceiling bigint[], p_held_at timestamptz[],
   p_charged bigint[], p_breach bigint[], p_provider text[], p_model text[], p_price text[], p_input bigint[], p_cached bigint[],
   p_cache_write bigint[], p_output bigint[], p_reasoning bigint[], p_estimated boolean[], p_outcome text[], p_http_status int[],
-  p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[], p_at timestamptz
+  p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[], p_source text[], p_attempts int[], p_dialect text[],
+  p_at timestamptz
 ) RETURNS void LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_nestloop = on SET enable_seqscan = off AS $$
 DECLARE v_seq bigint; v_detail text[];
 BEGIN
   v_seq := last_usage(p_org);
   INSERT INTO usage (organization_id, seq, request_id, path, agent_id, api_key_id, end_user, provider, model, price_id, input_tokens,
                      cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, charged_micros, ceiling_micros, breach_micros,
-                     estimated, outcome, http_status, latency_ms, overhead_ms, first_token_ms, streamed, held_at, used_at)
-    SELECT p_org, v_seq + o, r, s.path, a, k, e, pr, m, pi, i, ci, cw, ot, re, ch, ce, br, es, oc, hs, la, ov, ft, sr, ha, p_at
+                     estimated, outcome, http_status, latency_ms, overhead_ms, first_token_ms, streamed, usage_source, attempts,
+                     dialect, held_at, used_at)
+    SELECT p_org, v_seq + o, r, s.path, a, k, e, pr, m, pi, i, ci, cw, ot, re, ch, ce, br, es, oc, hs, la, ov, ft, sr, us, at, di, ha, p_at
       FROM unnest(p_request, p_agent, p_key, p_user, p_set, p_ceiling, p_held_at, p_charged, p_breach, p_provider, p_model, p_price, p_input,
                   p_cached, p_cache_write, p_output, p_reasoning, p_estimated, p_outcome, p_http_status, p_latency, p_overhead, p_first_token,
-                  p_streamed)
-           WITH ORDINALITY t(r, a, k, e, st, ce, ha, ch, br, pr, m, pi, i, ci, cw, ot, re, es, oc, hs, la, ov, ft, sr, o)
+                  p_streamed, p_source, p_attempts, p_dialect)
+           WITH ORDINALITY t(r, a, k, e, st, ce, ha, ch, br, pr, m, pi, i, ci, cw, ot, re, es, oc, hs, la, ov, ft, sr, us, at, di, o)
       CROSS JOIN LATERAL (SELECT path FROM limit_sets x WHERE x.id = t.st LIMIT 1) s;
   SELECT array_agg('{"breach_micros":' || br || ',"charged_micros":' || ch || ',"model":' || to_json(m) || ',"outcome":' || to_json(oc)
                    || ',"price_id":' || to_json(pi) || ',"provider":' || to_json(pr) || '}' ORDER BY o)
@@ -149,6 +153,7 @@ CREATE FUNCTION walk_settlements(
   p_org text, p_at timestamptz, p_request text[], p_cost bigint[], p_provider text[], p_model text[], p_price text[],
   p_input bigint[], p_cached bigint[], p_cache_write bigint[], p_output bigint[], p_reasoning bigint[],
   p_estimated boolean[], p_outcome text[], p_http_status int[], p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[],
+  p_source text[], p_attempts int[], p_dialect text[],
   OUT status smallint[], OUT charged bigint[], OUT breach bigint[], OUT replayed boolean[], OUT field text[], OUT balance bigint
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_nestloop = off AS $$
 DECLARE
@@ -180,12 +185,15 @@ BEGIN
                         WHEN u.latency_ms <> t.latency THEN 'latency_ms'
                         WHEN u.overhead_ms <> t.overhead THEN 'overhead_ms'
                         WHEN u.first_token_ms <> t.first_token THEN 'first_token_ms'
-                        WHEN u.streamed <> t.streamed THEN 'streamed' ELSE '' END ORDER BY o)
+                        WHEN u.streamed <> t.streamed THEN 'streamed'
+                        WHEN u.usage_source <> t.source THEN 'usage_source'
+                        WHEN u.attempts <> t.attempts THEN 'attempts'
+                        WHEN u.dialect <> t.dialect THEN 'dialect' ELSE '' END ORDER BY o)
     INTO status, charged, breach, replayed, h_ceiling, h_late, h_set, h_limits, field
     FROM unnest(p_request, p_provider, p_model, p_input, p_cached, p_cache_write, p_output, p_reasoning, p_outcome, p_estimated,
-                p_http_status, p_latency, p_overhead, p_first_token, p_streamed)
+                p_http_status, p_latency, p_overhead, p_first_token, p_streamed, p_source, p_attempts, p_dialect)
          WITH ORDINALITY t(request, provider, model, input, cached, cache_write, output, reasoning, outcome, estimated, http_status,
-                           latency, overhead, first_token, streamed, o)
+                           latency, overhead, first_token, streamed, source, attempts, dialect, o)
     LEFT JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = t.request LIMIT 1) h ON true
     LEFT JOIN LATERAL (
       SELECT bool_or(phase = 'voided') AS voided, bool_or(phase = 'resolved') AS resolved, bool_or(phase = 'uncertain') AS uncertain
@@ -285,7 +293,8 @@ BEGIN
         array_agg(p_cache_write[o] ORDER BY o), array_agg(p_output[o] ORDER BY o), array_agg(p_reasoning[o] ORDER BY o),
         array_agg(p_estimated[o] ORDER BY o), array_agg(p_outcome[o] ORDER BY o), array_agg(p_http_status[o] ORDER BY o),
         array_agg(p_latency[o] ORDER BY o), array_agg(p_overhead[o] ORDER BY o), array_agg(p_first_token[o] ORDER BY o),
-        array_agg(p_streamed[o] ORDER BY o), p_at)
+        array_agg(p_streamed[o] ORDER BY o), array_agg(p_source[o] ORDER BY o), array_agg(p_attempts[o] ORDER BY o),
+        array_agg(p_dialect[o] ORDER BY o), p_at)
     FROM unnest(v_new) o
     CROSS JOIN LATERAL (SELECT * FROM holds x WHERE x.organization_id = p_org AND x.request_id = p_request[o] LIMIT 1) h;
   DELETE FROM open_holds x USING unnest(v_new) o WHERE x.organization_id = p_org AND x.request_id = p_request[o];
@@ -304,9 +313,10 @@ CREATE FUNCTION settle_and_place(
   p_org text, p_request text[], p_cost bigint[], p_provider text[], p_model text[], p_price text[],
   p_input bigint[], p_cached bigint[], p_cache_write bigint[], p_output bigint[], p_reasoning bigint[],
   p_estimated boolean[], p_outcome text[], p_http_status int[], p_latency int[], p_overhead int[], p_first_token int[], p_streamed boolean[],
+  p_source text[], p_attempts int[], p_dialect text[],
   h_holders text[], h_agents text[], h_versions bigint[], h_request text[], h_holder_of int[], h_agent_of int[], h_api_key text[],
   h_end_user text[], h_routes text[], h_prices text[], h_input bigint[], h_wanted bigint[], h_min bigint[], h_choices int[],
-  h_input_cost bigint[], h_output_rate bigint[], h_flat bigint[], h_final boolean[],
+  h_cost_max bigint[], h_fits bigint[], h_input_cost bigint[], h_output_rate bigint[], h_flat bigint[], h_final boolean[],
   OUT status smallint[], OUT charged bigint[], OUT breach bigint[], OUT replayed boolean[], OUT field text[], OUT balance bigint,
   OUT held_status smallint[], OUT output_tokens bigint[], OUT ceiling bigint[], OUT blocker text[], OUT target text[],
   OUT short bigint[], OUT held_replayed boolean[], OUT held_field text[]
@@ -314,8 +324,9 @@ CREATE FUNCTION settle_and_place(
 BEGIN
   SELECT * INTO status, charged, breach, replayed, field, balance
     FROM settle_holds(p_org, p_request, p_cost, p_provider, p_model, p_price, p_input, p_cached, p_cache_write, p_output, p_reasoning,
-                      p_estimated, p_outcome, p_http_status, p_latency, p_overhead, p_first_token, p_streamed);
+                      p_estimated, p_outcome, p_http_status, p_latency, p_overhead, p_first_token, p_streamed,
+                            p_source, p_attempts, p_dialect);
   SELECT * INTO held_status, output_tokens, ceiling, blocker, target, short, held_replayed, held_field
     FROM place_holds(p_org, h_holders, h_agents, h_versions, h_request, h_holder_of, h_agent_of, h_api_key, h_end_user, h_routes, h_prices,
-                     h_input, h_wanted, h_min, h_choices, h_input_cost, h_output_rate, h_flat, h_final);
+                     h_input, h_wanted, h_min, h_choices, h_cost_max, h_fits, h_input_cost, h_output_rate, h_flat, h_final);
 END $$;

@@ -14,8 +14,8 @@ BEGIN
     SELECT * INTO h FROM holds WHERE organization_id = p_org AND request_id = p_request[i];
     IF NOT FOUND THEN
       INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, routes, price_ids, input_tokens_max, output_wanted,
-                         output_min, choices, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
-        VALUES (p_org, p_request[i], p_agent[i], '', '', '', '', '{}', 0, 0, 0, 0, 5, 0, 0, 0, '', '', 0, v_at);
+                         output_min, choices, cost_max_micros, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
+        VALUES (p_org, p_request[i], p_agent[i], '', '', '', '', '{}', 0, 0, 0, 0, 0, 5, 0, 0, 0, '', '', 0, v_at);
       CONTINUE;
     END IF;
     IF h.agent_id <> p_agent[i] THEN status[i] := 4; CONTINUE; END IF;

@@ -179,7 +179,7 @@ BEGIN
     SELECT * INTO status, output_tokens, ceiling, blocker, target, short, replayed, field
       FROM place_holds(p_org, ARRAY[''], p_agents, p_versions, p_request, array_fill(1, ARRAY[n]), p_agent_of, p_api_key, p_end_user,
                        (SELECT array_agg(p || '/' || m ORDER BY o) FROM unnest(p_provider, p_model) WITH ORDINALITY t(p, m, o)),
-                       v_empty, p_amount, v_none, v_none, array_fill(1, ARRAY[n]), v_none, v_none, p_amount, array_fill(true, ARRAY[n]));
+                       v_empty, p_amount, v_none, v_none, array_fill(1, ARRAY[n]), v_none, v_none, v_none, v_none, p_amount, array_fill(true, ARRAY[n]));
     FOR i IN 1..n LOOP  -- by the names that this request has for what differs; an amount stands where holds have their input
       field[i] := CASE field[i]
         WHEN 'input_tokens_max' THEN 'amount_micros'
@@ -190,7 +190,7 @@ BEGIN
     PERFORM settle_holds(p_org, array_agg(p_request[o] ORDER BY o), array_agg(p_amount[o] ORDER BY o), array_agg(p_provider[o] ORDER BY o),
                          array_agg(p_model[o] ORDER BY o), array_agg(''::text), array_agg(0::bigint), array_agg(0::bigint), array_agg(0::bigint),
                          array_agg(0::bigint), array_agg(0::bigint), array_agg(false), array_agg('ok'::text), array_agg(0), array_agg(0),
-                         array_agg(0), array_agg(0), array_agg(false))
+                         array_agg(0), array_agg(0), array_agg(false), array_agg(''::text), array_agg(0), array_agg(''::text))
       FROM generate_series(1, n) o WHERE status[o] = 1 AND NOT replayed[o] HAVING count(*) > 0;
     balance := (balance_of(account_of(p_org, 'wallet'))).settled;
     RETURN;
@@ -200,8 +200,8 @@ BEGIN
   output_tokens := v_none; ceiling := p_amount; blocker := v_empty; target := v_empty; short := v_none; replayed := v_off; field := v_empty;
   v_seq := last_seq(p_org);
   INSERT INTO holds (organization_id, request_id, agent_id, api_key_id, end_user, holder_id, routes, price_ids, input_tokens_max, output_wanted,
-                     output_min, choices, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
-    SELECT p_org, r, p_agents[a], k, e, '', p || '/' || m, '{}', f, 0, 0, 1, 1, 0, f, v_sets[a], '', '', 0, v_at
+                     output_min, choices, cost_max_micros, status, output_tokens, ceiling_micros, limit_set, blocker, target_id, short_micros, held_at)
+    SELECT p_org, r, p_agents[a], k, e, '', p || '/' || m, '{}', f, 0, 0, 1, 0, 1, 0, f, v_sets[a], '', '', 0, v_at
       FROM unnest(p_request, p_agent_of, p_api_key, p_end_user, p_provider, p_model, p_amount) t(r, a, k, e, p, m, f);
   INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, limit_set, direction, actor, posted_at)
     SELECT p_org, v_seq + row_number() OVER (), r, 'charge', 'charge', b.accounts[1], v_revenue, f,
@@ -212,7 +212,7 @@ BEGIN
   GET DIAGNOSTICS v_posted = ROW_COUNT;
   PERFORM write_usage(p_org, p_request, array_agg(p_agents[a] ORDER BY o), p_api_key, p_end_user, array_agg(v_sets[a] ORDER BY o), p_amount,
                       array_agg(v_at), p_amount, v_none, p_provider, p_model, v_empty, v_none, v_none, v_none, v_none, v_none, v_off,
-                      array_agg('ok'::text), v_zero, v_zero, v_zero, v_zero, v_off, v_at)
+                      array_agg('ok'::text), v_zero, v_zero, v_zero, v_zero, v_off, v_empty, v_zero, v_empty, v_at)
     FROM unnest(p_agent_of) WITH ORDINALITY t(a, o);
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
     SELECT id, v_at, st, v_seq + v_posted, s, h, f, d, a

@@ -38,8 +38,10 @@ from mesh.telemetry import logs, traces
 AGENTS_MAX = 100_000  # remembered; an agent never changes its organization
 HOLDS_MAX = 100_000  # whose prices are remembered; the table knows the others
 ROUTES_MAX, CHOICES_MAX, WAIT_MS_MAX, KEY_MAX, REASON_MAX, END_USER_MAX, NAME_MAX = 8, 128, 250, 64, 200, 128, 100
-HTTP_STATUS_MAX = 999
+HTTP_STATUS_MAX, ATTEMPTS_MAX = 999, 100
 OUTCOMES = frozenset({"ok", "client_gone", "upstream_error", "upstream_cut"})
+USAGE_SOURCES = frozenset({"", "reported", "missing", "zero", "invalid", "above_bound"})
+DIALECTS = frozenset({"", "chat.completions", "responses", "messages", "embeddings"})
 
 Result = TypeVar("Result")
 
@@ -189,6 +191,7 @@ class Intake:
             message.choices,
             bound,
             message.end_user,
+            message.cost_max_micros,
         )
 
         def remember(placed: Placed | MeshError) -> None:
@@ -245,6 +248,9 @@ class Intake:
             message.overhead_ms,
             message.first_token_ms,
             message.streamed,
+            message.usage_source,
+            message.attempts,
+            message.dialect,
         )
         self._commits.settle(organization_id, settling, asker, answer, span)
 
@@ -308,6 +314,8 @@ def _check_place(message: pb.PlaceHold) -> None:
     _check_tokens("output_tokens_min", message.output_tokens_min)
     if message.output_tokens_min > message.output_tokens_wanted:
         raise invalid("output_tokens_min", "must not be above output_tokens_wanted")
+    if not 0 <= message.cost_max_micros <= MICROS_MAX:
+        raise invalid("cost_max_micros", f"must be 0 to {MICROS_MAX}")
 
 
 def _check_settle(message: pb.SettleHold) -> None:
@@ -322,8 +330,16 @@ def _check_settle(message: pb.SettleHold) -> None:
         raise invalid("http_status", f"must be 0 to {HTTP_STATUS_MAX}")
     if min(message.latency_ms, message.overhead_ms, message.first_token_ms) < 0:
         raise invalid("latency_ms", "no time that was taken is below 0, nor are overhead_ms and first_token_ms")
-    if message.outcome not in OUTCOMES:
-        raise invalid("outcome", f"must be one of {', '.join(sorted(OUTCOMES))}")
+    if not 0 <= message.attempts <= ATTEMPTS_MAX:
+        raise invalid("attempts", f"must be 0 to {ATTEMPTS_MAX}")
+    _check_one_of("outcome", message.outcome, OUTCOMES)
+    _check_one_of("usage_source", message.usage_source, USAGE_SOURCES)
+    _check_one_of("dialect", message.dialect, DIALECTS)
+
+
+def _check_one_of(name: str, text: str, words: frozenset[str]) -> None:
+    if text not in words:
+        raise invalid(name, f"must be one of {', '.join(repr(word) for word in sorted(words))}")
 
 
 def _check_tokens(name: str, count: int) -> None:

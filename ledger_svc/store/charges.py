@@ -91,6 +91,8 @@ def _place_values(items: Sequence[tuple[Placing, bool]]) -> list[list[Any]]:
         [item.output_wanted for item in placings],
         [item.output_min for item in placings],
         [item.choices for item in placings],
+        [item.cost_max_micros for item in placings],
+        [item.output_fits for item in placings],
         [item.bound.input_cost for item in placings],
         [item.bound.output_rate for item in placings],
         [item.bound.flat_micros for item in placings],
@@ -117,6 +119,9 @@ def _settle_values(items: Sequence[Settling]) -> list[list[Any]]:
         [item.overhead_ms for item in items],
         [item.first_token_ms for item in items],
         [item.streamed for item in items],
+        [item.usage_source for item in items],
+        [item.attempts for item in items],
+        [item.dialect for item in items],
     ]
 
 

@@ -173,7 +173,8 @@ async def usage(db: Database, organization_id: str, before_seq: int | None, limi
         SELECT seq, request_id, path, agent_id, api_key_id, end_user, provider, model, price_id,
                input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
                charged_micros, ceiling_micros, breach_micros, estimated, outcome,
-               http_status, latency_ms, overhead_ms, first_token_ms, streamed, used_at
+               http_status, latency_ms, overhead_ms, first_token_ms, streamed, usage_source,
+               attempts, dialect, used_at
           FROM usage WHERE organization_id = $1 AND ($2::bigint IS NULL OR seq < $2) ORDER BY seq DESC LIMIT $3
         """,
         organization_id,

@@ -52,7 +52,7 @@ INSERT = """
          (h % 997 = 0)::int, h % 61 = 0,
          (ARRAY['ok','upstream_error','upstream_cut','client_gone'])[1 + (h % 53 < 3)::int * (1 + h % 3)],
          CASE WHEN h % 53 < 3 THEN 502 ELSE 200 END, 20 + (h >> 3) % 9000, 1 + h % 20, (h % 2) * (10 + h % 700),
-         h % 2 = 1, t.at, t.at
+         h % 2 = 1, 'reported', 1, 'chat.completions', t.at, t.at
     FROM generate_series($2::bigint, $3::bigint) i
     CROSS JOIN LATERAL (SELECT abs(hashint8extended(i, 1))::bigint AS h) x
     CROSS JOIN LATERAL (SELECT $4::timestamptz + i * $5::interval AS at) t

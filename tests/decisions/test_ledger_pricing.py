@@ -105,6 +105,33 @@ def test_no_class_of_tokens_at_the_dearest_rate_leaves_64_bits() -> None:
     assert found.cost_micros < 2**63
 
 
+@given(
+    price=PRICES,
+    input_tokens=TOKENS,
+    wanted=TOKENS,
+    choices=st.integers(1, 8),
+    limit=st.integers(1, 10**9) | st.integers(10**9, 10**15),
+)
+def test_as_much_output_fits_a_limit_on_cost_as_costs_no_more_and_no_token_less(
+    price: Price, input_tokens: int, wanted: int, choices: int, limit: int
+) -> None:
+    found = bounded([price], input_tokens, wanted, choices)
+    fits = found.output_within(limit, wanted)
+    assert fits <= wanted
+    assert fits < 0 or found.ceiling_micros(fits) <= limit
+    assert fits == wanted or found.ceiling_micros(fits + 1) > limit
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(36, -1), (37, 0), (48, 0), (49, 1), (60, 1), (61, 2), (10**15, 9)])
+def test_the_least_limit_that_a_token_fits_is_its_ceiling(limit: int, fits: int) -> None:
+    assert bounded([replace(PRICE, request_micros=17)], 5, 9, 1).output_within(limit, 9) == fits
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(6, -1), (7, 9)])
+def test_output_that_costs_nothing_fits_wherever_the_request_does(limit: int, fits: int) -> None:
+    assert bounded([replace(PRICE, rates=Rates(0, 0, 0, 0, 0))], 5, 9, 1).output_within(limit, 9) == fits
+
+
 @given(prices=st.lists(PRICES, min_size=1, max_size=4), choices=st.integers(1, 8), data=st.data())
 def test_usage_within_the_bound_never_costs_more_than_the_ceiling(
     prices: list[Price], choices: int, data: st.DataObject

@@ -114,9 +114,13 @@ class Model:
                     hold.limits.append(account)
                     account.held += hold.ceiling if hold.phase == "held" else 0
 
-    def place(self, key: str, path: tuple[str, ...], wanted: int, least: int) -> tuple[str, int]:
+    def place(self, key: str, path: tuple[str, ...], wanted: int, least: int, cost_max: int = 0) -> tuple[str, int]:
         """Return the answer and the tokens granted."""
         self.expire()
+        if cost_max:
+            wanted = min(wanted, cost_max // self.token_micros)
+            if wanted < least:
+                return "COST_LIMIT", 0
         limits = self._above(path)
         refused = self._refusal(limits, least * self.token_micros)
         if refused:

@@ -37,13 +37,18 @@ class Tenant:
     def organization(self) -> str:
         return self.path[0]
 
-    def placing(self, key: str, wanted: int, least: int | None = None, *, model: str = "mock-model") -> Placing:
+    def placing(
+        self, key: str, wanted: int, least: int | None = None, *, model: str = "mock-model", cost_max_micros: int = 0
+    ) -> Placing:
         price = self.ledger.ledger.prices.in_force("mock", model)
         assert price
         bound = pricing.bound([price], 0, wanted, 1)
         assert isinstance(bound, pricing.Bound)
         least = wanted if least is None else least
-        return Placing(key, self.holder, self.path[-1], 4, "key", (price,), 0, wanted, least, 1, bound)
+        return Placing(
+            key, self.holder, self.path[-1], 4, "key", (price,), 0, wanted, least, 1, bound,
+            cost_max_micros=cost_max_micros,
+        )  # fmt: skip
 
     def settling(self, key: str, tokens: int, *, model: str = "mock-model") -> Settling:
         price = self.ledger.ledger.prices.in_force("mock", model)
@@ -53,9 +58,16 @@ class Tenant:
         return Settling(key, price, usage, cost, False, "ok", 200, 5, 1, 2, False)
 
     async def place(
-        self, key: str, wanted: int = 1, least: int | None = None, *, model: str = "mock-model", wait_ms: int = 0
+        self,
+        key: str,
+        wanted: int = 1,
+        least: int | None = None,
+        *,
+        model: str = "mock-model",
+        wait_ms: int = 0,
+        cost_max_micros: int = 0,
     ) -> Placed:
-        placing = self.placing(key, wanted, least, model=model)
+        placing = self.placing(key, wanted, least, model=model, cost_max_micros=cost_max_micros)
         return await asked(self.commits.place, self.organization, placing, wait_ms)
 
     async def settle(self, key: str, tokens: int, *, model: str = "mock-model") -> SettleOutcome:

@@ -52,6 +52,7 @@ BUDGETS_MAX, LOTS_MAX = 12, 8
 OPERATIONS = st.one_of(
     st.tuples(st.just("place"), PICK, SOME, SOME),
     st.tuples(st.just("place"), PICK, SOME, st.just(12)),
+    st.tuples(st.just("place"), PICK, SOME, st.just(12), MICROS),
     st.tuples(st.just("place_again"), PICK),
     st.tuples(st.just("settle"), PICK, st.integers(0, 16)),
     st.tuples(st.just("settle"), PICK, st.integers(0, 16)),
@@ -85,7 +86,7 @@ class Pair:
     owner: asyncpg.Connection
     model: Model = field(default_factory=lambda: Model(TOKEN_MICROS))
     keys: list[str] = field(default_factory=list)
-    placed: dict[str, tuple[Tenant, int, int, Placed]] = field(default_factory=dict)
+    placed: dict[str, tuple[Tenant, int, int, int, Placed]] = field(default_factory=dict)
     number: Callable[[], int] = field(default_factory=lambda: count().__next__)
 
     @property
@@ -102,21 +103,22 @@ class Pair:
     def agent(self, pick: int) -> Tenant:
         return self.agents[pick % len(self.agents)]
 
-    async def place(self, pick: int, least: int, more: int) -> None:
+    async def place(self, pick: int, least: int, more: int, cost_max: int = 0) -> None:
         tenant, key = self.agent(pick), self.key()
-        expected = self.model.place(key, tenant.path, least + more, least)
-        placed = await tenant.place(key, least + more, least)
+        expected = self.model.place(key, tenant.path, least + more, least, cost_max)
+        placed = await tenant.place(key, least + more, least, cost_max_micros=cost_max)
         assert said_of_place(placed) == expected
-        self.placed[key] = tenant, least + more, least, placed
+        self.placed[key] = tenant, least + more, least, cost_max, placed
         self.keys += [key] if expected[0] == "granted" else []
 
     async def place_again(self, pick: int) -> None:
         if self.placed:
             key = list(self.placed)[-1 - pick % len(self.placed)]
-            tenant, wanted, least, placed = self.placed[key]
+            tenant, wanted, least, cost_max, placed = self.placed[key]
             assert isinstance(placed, (Granted, Refused))
             self.model.expire()
-            assert await tenant.place(key, wanted, least) == replace(placed, replayed=True)
+            again = await tenant.place(key, wanted, least, cost_max_micros=cost_max)
+            assert again == replace(placed, replayed=True)
 
     async def charge(self, pick: int, amount: int) -> None:
         tenant, key = self.agent(pick), self.key()
@@ -140,8 +142,8 @@ class Pair:
         holder = (await self.first.again()).holder
         self.agents = [replace(agent, holder=holder) for agent in self.agents]
         self.placed = {
-            key: (replace(tenant, holder=holder), wanted, least, placed)
-            for key, (tenant, wanted, least, placed) in self.placed.items()
+            key: (replace(tenant, holder=holder), wanted, least, cost_max, placed)
+            for key, (tenant, wanted, least, cost_max, placed) in self.placed.items()
         }
 
     async def resolve(self, pick: int, tokens: int | None) -> None:
@@ -341,6 +343,7 @@ async def agree(ledger: RunningLedger, operations: list[tuple[object, ...]]) -> 
 
 @FEW
 @example(operations=[("grant", 0, 9, 1), ("place", 0, 4, 0), ("tomorrow",), ("charge", 0, 200), ("settle", 0, 2)])
+@example(operations=[("place", 0, 1, 12, 700), ("place", 0, 4, 0, 700), ("place_again", 0), ("settle", 0, 3)])
 @example(operations=[("create", 3, "total", 1, True), ("charge", 0, 200), ("charge", 0, 1), ("switch", 0, False)])
 @given(operations=st.lists(OPERATIONS, min_size=20, max_size=50))
 async def test_the_ledger_and_a_model_of_it_agree_after_every_step(

@@ -156,7 +156,11 @@ async def test_of_a_storm_of_holds_each_key_is_one_hold(ledgers: Ledgers) -> Non
 
 async def test_of_a_storm_of_refused_holds_each_refusal_stays(ledgers: Ledgers) -> None:
     first, other = await spender_of(ledgers, 1_000)
-    altered: list[Altered] = [("agent_id", {"agent_id": other}), ("choices", {"choices": 2})]
+    altered: list[Altered] = [
+        ("agent_id", {"agent_id": other}),
+        ("choices", {"choices": 2}),
+        ("cost_max_micros", {"cost_max_micros": 1}),
+    ]
 
     def build(number: int, **changes: Any) -> pb.PlaceHold:
         return hold(f"h{number}", first.path[-1], **changes)
@@ -183,6 +187,9 @@ async def test_of_a_storm_of_settlements_each_key_is_charged_once(ledgers: Ledge
         ("outcome", {"outcome": "client_gone"}),
         *((name, {name: value + 1}) for name, value in figures.items()),
         ("streamed", {"streamed": True}),
+        ("usage_source", {"usage_source": "missing"}),
+        ("attempts", {"attempts": 2}),
+        ("dialect", {"dialect": "messages"}),
     ]
     holds = [
         hold(f"h{number}", agent, routes=ROUTES, input_tokens_max=100, output_tokens_wanted=100)

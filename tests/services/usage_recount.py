@@ -45,6 +45,9 @@ class Used:
     overhead_ms: int
     first_token_ms: int
     streamed: bool
+    usage_source: str
+    attempts: int
+    dialect: str
     held_at: datetime
     used_at: datetime
 
@@ -99,6 +102,9 @@ def _row(rng: random.Random, path: tuple[str, ...], at: datetime, seq: int) -> U
         overhead_ms=rng.randrange(9),
         first_token_ms=rng.choice((0, 150, 900)),
         streamed=True,
+        usage_source="reported",
+        attempts=1,
+        dialect="messages",
         held_at=at,
         used_at=at,
     )
