@@ -8,14 +8,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway_svc import failures
+from gateway_svc.access_tokens import SCOPE
 from gateway_svc.flow import ClientLeft
 from gateway_svc.rates import RateExceeded
 from mesh import ids
-from mesh.errors import Internal, InvalidArgument, MeshError, NotFound
+from mesh.errors import Code, Internal, InvalidArgument, MeshError, NotFound
 from mesh.telemetry import logs, metrics
 
 CLIENT_CLOSED_REQUEST = 499
 REQUEST_ID = web.RequestKey("request_id", str)
+CREDENTIALS = ("authorization", "x-api-key")
 DRAINING = web.AppKey("draining", asyncio.Event)
 
 log = logs.get(__name__)
@@ -51,7 +53,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except MeshError as error:
-        return response_of(error)
+        return _challenging(request, error)
     except (ClientLeft, ConnectionError, asyncio.IncompleteReadError):
         return web.Response(status=CLIENT_CLOSED_REQUEST)
     except web.HTTPException as error:
@@ -61,6 +63,17 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
         log.error("http.bug", bug, request_id=request[REQUEST_ID], path=request.path[:200])
         return response_of(Internal("INTERNAL", "the gateway failed"))
+
+
+def _challenging(request: web.Request, error: MeshError) -> web.Response:
+    """Return an error, with how to prove who asks where that was missing (RFC 6750, section 3)."""
+    response = response_of(error)
+    if error.code is Code.UNAUTHENTICATED:
+        shown = any(request.headers.get(name) for name in CREDENTIALS)
+        response.headers["www-authenticate"] = 'Bearer error="invalid_token"' if shown else 'Bearer realm="mandate"'
+    elif error.reason == "INSUFFICIENT_SCOPE":
+        response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{SCOPE}"'
+    return response
 
 
 def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -94,7 +94,7 @@ async def test_a_suspended_agents_key_says_so(identity: Running) -> None:
     assert (found.usable, found.agent_state) == (True, directory_pb2.AGENT_STATE_SUSPENDED)
 
 
-async def resolve_agent(identity: Running, agent_id: str, token_id: str = "tok-1") -> pb.ResolveAgentResponse:
+async def resolve_agent(identity: Running, agent_id: str, token_id: str) -> pb.ResolveAgentResponse:
     request = pb.ResolveAgentRequest(agent_id=agent_id, token_id=token_id)
     return await call(identity.gateway_keys.ResolveAgent, request)
 
@@ -103,7 +103,7 @@ async def test_an_agent_stands_where_its_key_says(identity: Running) -> None:
     session = await identity.sign_up()
     family = await identity.family(session)
     by_key = await resolve(identity, (await identity.issue(session, family.agent_id)).plaintext)
-    found = await resolve_agent(identity, family.agent_id)
+    found = await resolve_agent(identity, family.agent_id, fresh("tok"))
     assert found == pb.ResolveAgentResponse(
         usable=True, agent=by_key.agent, agent_state=by_key.agent_state, revision=found.revision
     )
@@ -113,18 +113,18 @@ async def test_an_agent_stands_where_its_key_says(identity: Running) -> None:
 async def test_a_suspended_agent_is_suspended_as_of_a_later_revision(identity: Running) -> None:
     session = await identity.sign_up()
     family = await identity.family(session)
-    before = await resolve_agent(identity, family.agent_id)
+    before = await resolve_agent(identity, family.agent_id, fresh("tok"))
     with acting(await identity.caller_of(session)):
         suspend = directory_pb2.SuspendAgentRequest(agent_id=family.agent_id, request_id=fresh())
         await call(identity.directory.SuspendAgent, suspend)
-    after = await resolve_agent(identity, family.agent_id)
+    after = await resolve_agent(identity, family.agent_id, fresh("tok"))
     assert (after.usable, after.agent_state) == (True, directory_pb2.AGENT_STATE_SUSPENDED)
     assert after.revision > before.revision
 
 
 async def test_an_unknown_agent_is_not_usable_as_of_a_revision(identity: Running) -> None:
     await identity.organization(await identity.sign_up())
-    found = await resolve_agent(identity, ids.new(ids.Kind.AGENT))
+    found = await resolve_agent(identity, ids.new(ids.Kind.AGENT), fresh("tok"))
     assert found == pb.ResolveAgentResponse(usable=False, revision=found.revision)
     assert found.revision > 0
 
