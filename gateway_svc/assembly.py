@@ -77,8 +77,9 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
             Health(directory, ledger, catalog, rates, database),
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
+        http = HttpServer(app, runtime, instance=instance, connections_max=settings.connections_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, keys, ledger, catalog, HttpServer(app, runtime), deliver)
+        yield Gateway(database, directory, keys, ledger, catalog, http, deliver)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -33,12 +34,32 @@ def identified(instance: str) -> Middleware:
         response = await _answered(request, handler)
         if request.app[DRAINING].is_set():
             response.force_close()  # else the client's next request meets a closed connection
-        if not response.prepared:
-            response.headers["x-request-id"] = request_id
-            response.headers["x-mandate-instance"] = instance
-        return response
+        return response if response.prepared else tagged(response, instance, request_id)
 
     return middleware
+
+
+Response = TypeVar("Response", bound=web.StreamResponse)
+
+
+def tagged(response: Response, instance: str, request_id: str = "") -> Response:
+    """Give an answer its request's id, a new one where no request was read, and say which gateway it is from."""
+    response.headers["x-request-id"] = request_id or ids.new(ids.Kind.REQUEST)
+    response.headers["x-mandate-instance"] = instance
+    return response
+
+
+def raw(error: MeshError, instance: str) -> bytes:
+    """Return an error as the bytes of a last answer, for a connection of which no request was read."""
+    told = failures.failure(error)
+    response = tagged(response_of(error), instance)
+    response.headers["connection"] = "close"
+    response.headers["content-length"] = str(len(told.body))
+    lines = [
+        f"HTTP/1.1 {told.status} {response.reason}",
+        *(f"{name}: {text}" for name, text in response.headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + told.body
 
 
 def response_of(error: MeshError) -> web.Response:
@@ -57,7 +78,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except (ClientLeft, ConnectionError, asyncio.IncompleteReadError):
         return web.Response(status=CLIENT_CLOSED_REQUEST)
     except web.HTTPException as error:
-        return _refusal(request, error)
+        return refusal(request, error)
     except web.RequestPayloadError:
         return response_of(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"))
     except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
@@ -76,7 +97,7 @@ def _challenging(request: web.Request, error: MeshError) -> web.Response:
     return response
 
 
-def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """Return what aiohttp itself refuses, in our shape."""
     match error:
         case web.HTTPRequestEntityTooLarge():
@@ -85,6 +106,8 @@ def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
             response = response_of(InvalidArgument("METHOD_NOT_ALLOWED", f"{error.method} is not allowed here"))
             response.headers["allow"] = ", ".join(sorted(error.allowed_methods))
             return response
+        case web.HTTPExpectationFailed():
+            return response_of(InvalidArgument("EXPECTATION_FAILED", "of all expectations only 100-continue is met"))
         case web.HTTPNotFound():
             return response_of(NotFound("UNKNOWN_URL", f"there is nothing at {request.path[:200]}"))
         case _:
