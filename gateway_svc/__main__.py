@@ -8,7 +8,6 @@ from gateway_svc.channels import channels
 from gateway_svc.settings import Settings
 from mesh import server
 from mesh.settings import Runtime, load
-from mesh.verification import IdentityKeys
 
 
 async def main() -> None:
@@ -17,9 +16,10 @@ async def main() -> None:
     server.prepare("gateway", runtime)
     async with channels(runtime) as opened, gateway(runtime, settings, opened) as built:
         resolve = service.Resolver(built.db, opened.identity)
-        keys = IdentityKeys(opened.identity)
-        rpc = server.Server("gateway", runtime, service.registrations(built.db, resolve, opened.ledger), keys, resolve)
-        await server.serve(rpc, built.workers, before_stop=(built.drain, keys.close))
+        rpc = server.Server(
+            "gateway", runtime, service.registrations(built.db, resolve, opened.ledger), built.keys, resolve
+        )
+        await server.serve(rpc, built.workers, before_stop=(built.drain,))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from gateway_svc.access_tokens import SCOPE, TOKEN_CHARACTERS_MAX, is_shaped
 from gateway_svc.bounds import Bound, Model, bound
 from gateway_svc.choices import Choice, Choices
 from gateway_svc.dialects import Dialect, Request
@@ -102,11 +103,17 @@ class Admission:
         return (await self._choices.of(request, agent, policy, ask.request_id))[0]
 
     async def agent(self, key: Secret | None) -> Agent:
-        """Return who a key stands for."""
-        return await self._directory.who(_digest(key))
+        """Return who a key or an access token stands for; its shape says which it is."""
+        digest = _digest(key)
+        if key is None or key.reveal().startswith(KEY_PREFIX):
+            return await self._directory.who(digest)
+        agent = await self._directory.who_holds(key, digest)
+        if agent.scopes is not None and SCOPE not in agent.scopes:
+            raise PermissionDenied("INSUFFICIENT_SCOPE", f"the access token has no scope {SCOPE}")
+        return agent
 
     async def agent_anew(self, key: Secret | None) -> Agent:
-        """Ask identity again who a key stands for."""
+        """Ask identity again who a key or an access token stands for."""
         self._directory.forget(_digest(key))
         return await self.agent(key)
 
@@ -132,9 +139,11 @@ def _read(ask: Ask, policy: Policy) -> Request:
 
 
 def _digest(key: Secret | None) -> bytes:
+    """Return the SHA-256 of what looks like a key or an access token; anything else is nobody's."""
     text = key.reveal() if key is not None else ""
     if not text:
         raise Unauthenticated("INVALID_API_KEY", "an API key is needed: Authorization: Bearer cpk_…")
-    if not text.startswith(KEY_PREFIX) or len(text) > KEY_CHARACTERS_MAX:
-        raise Unauthenticated("INVALID_API_KEY", "the API key is unknown, expired or revoked")
+    is_key = text.startswith(KEY_PREFIX)
+    if len(text) > (KEY_CHARACTERS_MAX if is_key else TOKEN_CHARACTERS_MAX) or not (is_key or is_shaped(text)):
+        raise Unauthenticated("INVALID_API_KEY", "the API key or access token is unknown, expired or revoked")
     return hashlib.sha256(text.encode(errors="replace")).digest()

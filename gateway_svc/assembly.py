@@ -30,6 +30,7 @@ from mesh import audit, cache, db
 from mesh.clock import SystemClock
 from mesh.db import Database
 from mesh.settings import Runtime
+from mesh.verification import IdentityKeys
 
 DRAIN_LEDGER_SECONDS = 10.0
 DRAIN_RATES_SECONDS = 2.0
@@ -41,6 +42,7 @@ class Gateway:
 
     db: Database
     directory: Directory
+    keys: IdentityKeys
     ledger: Ledger
     rates: Rates
     catalog: Catalog
@@ -65,8 +67,9 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         db.connect(settings.database_url, service="gateway") as database,
         cache.connect(runtime.redis_url) as redis,
         _providers(settings) as providers,
+        _keys(channels) as keys,
     ):
-        directory, catalog = Directory(channels.identity, SystemClock()), Catalog(channels.ledger)
+        directory, catalog = Directory(channels.identity, keys, SystemClock()), Catalog(channels.ledger)
         ledger, rates = Ledger(channels.ledger), Rates(redis)
         admission = Admission(directory, Rules(database), rates, catalog)
         completions = Completions(admission, ledger, Credentials(channels.vault, _platform(settings)), providers)
@@ -77,8 +80,18 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
             Health(directory, ledger, catalog, rates, database),
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
+        http = HttpServer(app, runtime, instance=instance, connections_max=settings.connections_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, ledger, rates, catalog, HttpServer(app, runtime), deliver)
+        yield Gateway(database, directory, keys, ledger, rates, catalog, http, deliver)
+
+
+@asynccontextmanager
+async def _keys(channels: Channels) -> AsyncGenerator[IdentityKeys]:
+    keys = IdentityKeys(channels.identity)
+    try:
+        yield keys
+    finally:
+        await keys.close()
 
 
 @asynccontextmanager

@@ -41,8 +41,11 @@ REASONS: dict[str, tuple[int, str]] = {
     "INSUFFICIENT_QUOTA": (402, "insufficient_quota"),
     "BUDGET_DISABLED": (402, "insufficient_quota"),
     "BODY_TOO_SLOW": (408, "invalid_request_error"),
+    "HEAD_TOO_SLOW": (408, "invalid_request_error"),
     "BODY_TOO_LARGE": (413, "invalid_request_error"),
     "METHOD_NOT_ALLOWED": (405, "invalid_request_error"),
+    "EXPECTATION_FAILED": (417, "invalid_request_error"),
+    "HEADERS_TOO_LARGE": (431, "invalid_request_error"),
     "UPSTREAM_UNREACHABLE": (502, "upstream_error"),
     "UPSTREAM_CUT": (502, "upstream_error"),
 }

@@ -8,6 +8,7 @@ from gateway_svc.choices import Choice
 from gateway_svc.holds import Grant, Report
 from gateway_svc.receipt import Receipt
 from gateway_svc.settlement import Ending, ceiling, settlement
+from gateway_svc.tellings.registry import TELLINGS
 from mesh.clock import monotonic_ms
 from mesh.telemetry import logs, metrics
 
@@ -34,7 +35,7 @@ class Passage:
     @property
     def headers(self) -> dict[str, str]:
         """Return what the client is told however it ends."""
-        headers = self.admitted.taken.headers()
+        headers = TELLINGS[self.admitted.ask.dialect].rates(self.admitted.taken)
         request = self.admitted.request
         if request.generates and self.grant.output_tokens != request.max_tokens:
             headers["x-mandate-max-tokens"] = str(self.grant.output_tokens)

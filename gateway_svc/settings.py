@@ -27,6 +27,12 @@ class Settings:
     in_flight_max: int = setting(
         "MANDATE_GATEWAY_IN_FLIGHT_MAX", 2_000, "Completions at once in one process; more get 503.", minimum=1
     )
+    connections_max: int = setting(
+        "MANDATE_GATEWAY_CONNECTIONS_MAX",
+        5_000,
+        "Clients' connections at once in one process; more get 503. At most half of the files it may open.",
+        minimum=1,
+    )
     body_bytes_max: int = setting(
         "MANDATE_GATEWAY_BODY_BYTES_MAX", 1024 * 1024, "Largest request body; larger ones get 413.", minimum=1024
     )

@@ -134,8 +134,17 @@ class Usable:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A key that nobody holds, that expired or was revoked, as of a revision."""
+    """A key that nobody holds, that expired or was revoked, or an agent that is not known, as of a revision."""
 
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStanding:
+    """Where an agent stands and whether it may act, as of a revision."""
+
+    agent_state: AgentState
+    agent: Node
     revision: int
 
 

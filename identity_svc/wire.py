@@ -132,6 +132,20 @@ def resolved(outcome: directory.Usable | directory.Unusable) -> keys_pb2.Resolve
             )
 
 
+def agent_standing(outcome: directory.AgentStanding | directory.Unusable) -> keys_pb2.ResolveAgentResponse:
+    """Pack where an agent stands."""
+    match outcome:
+        case directory.Unusable(revision=revision):
+            return keys_pb2.ResolveAgentResponse(usable=False, revision=revision)
+        case directory.AgentStanding():
+            return keys_pb2.ResolveAgentResponse(
+                usable=True,
+                agent=node(outcome.agent),
+                agent_state=STATES[outcome.agent_state],
+                revision=outcome.revision,
+            )
+
+
 def beat(item: Beat) -> keys_pb2.WatchResponse:
     """Pack what a watcher is told."""
     return keys_pb2.WatchResponse(revision=item.revision, changes=_changes(item.changes), reset=item.reset)

@@ -23,6 +23,7 @@ from mesh.secret import Secret
 
 ISSUER = "mandate"
 AUDIENCE = "mandate-mesh"
+TYPE = "JWT"  # an agent's access token is another (at+jwt), so that neither passes for the other
 LIFETIME = timedelta(seconds=120)
 LEEWAY_SECONDS = 5
 KEY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # whoever forges a token chooses what is looked up
@@ -54,15 +55,20 @@ class Signer:
             "iat": now,
             "exp": now + LIFETIME,
         }
-        return Secret(jwt.encode(claims, self.private_key, algorithm="ES256", headers={"kid": self.key_id}))
+        return Secret(
+            jwt.encode(claims, self.private_key, algorithm="ES256", headers={"typ": TYPE, "kid": self.key_id})
+        )
 
 
 async def verify(token: Secret, keys: KeySource) -> Person:
     """Return the person whom a token vouches for; UNAUTHENTICATED when it does not hold."""
     try:
-        key_id = jwt.get_unverified_header(token.reveal()).get("kid")
+        header = jwt.get_unverified_header(token.reveal())
     except jwt.InvalidTokenError:
         raise _refused() from None
+    if header.get("typ") != TYPE:
+        raise _refused()
+    key_id = header.get("kid")
     key = await keys.public_key(key_id) if isinstance(key_id, str) and KEY_ID.fullmatch(key_id) else None
     if key is None:
         raise _refused()

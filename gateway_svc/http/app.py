@@ -10,6 +10,8 @@ from aiohttp import web
 
 from gateway_svc.dialects import Dialect
 from gateway_svc.http.completions import Endpoint
+from gateway_svc.http.connections import Connections
+from gateway_svc.http.descriptors import connections_within
 from gateway_svc.http.errors import DRAINING, identified
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
@@ -18,7 +20,6 @@ from mesh.settings import Runtime
 from mesh.telemetry import logs
 
 BACKLOG = 1_024
-HEADER_BYTES_MAX = 16 * 1024
 LAST_ANSWERS_SECONDS = 0.5  # busy connections learn from one more answer that they end
 PREFIXES = ("", "/gateway")  # the vendors' own paths, and the same below ours
 POSTED = {
@@ -60,20 +61,15 @@ def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> 
 class HttpServer:
     """Accepts on the socket that the supervisor handed over, else on one of its own."""
 
-    def __init__(self, app: web.Application, runtime: Runtime) -> None:
+    def __init__(self, app: web.Application, runtime: Runtime, *, instance: str, connections_max: int) -> None:
         self._app = app
         self._runtime = runtime
-        self._runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            logger=logs.http(),
-            shutdown_timeout=float(runtime.drain_seconds),
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-        )
+        self._instance = instance
+        self._connections_max = connections_max
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=float(runtime.drain_seconds))
         self._drained = asyncio.Event()
         self._acceptor: Acceptor | None = None
+        self._listener: asyncio.Server | None = None
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -83,24 +79,24 @@ class HttpServer:
     async def start(self) -> None:
         """Begin to accept."""
         await self._runner.setup()
-        if self._runtime.http_fd is not None:
-            self._acceptor = Acceptor(socket.socket(fileno=self._runtime.http_fd), self._protocol)
+        assert self._runner.server is not None  # noqa: S101  # set up, the line before
+        made = Connections(self._runner.server, self._instance, connections_within(self._connections_max))
+        runtime = self._runtime
+        if runtime.http_fd is not None:
+            self._acceptor = Acceptor(socket.socket(fileno=runtime.http_fd), made)
             self._acceptor.start()
         else:
-            await web.TCPSite(self._runner, self._runtime.host, self._runtime.gateway_port, backlog=BACKLOG).start()
+            loop = asyncio.get_running_loop()
+            self._listener = await loop.create_server(made, runtime.host, runtime.gateway_port, backlog=BACKLOG)
         log.event("http.ready", port=self._runtime.gateway_port)
-
-    def _protocol(self) -> asyncio.Protocol:
-        assert self._runner.server is not None  # noqa: S101  # set up before anything is accepted
-        return self._runner.server()
 
     async def drain(self) -> None:
         """Accept no more and wait for open completions, at most the drain time."""
         if self._acceptor is not None:
             self._acceptor.stop()
+        if self._listener is not None:
+            self._listener.close()
         self._app[DRAINING].set()
-        for site in tuple(self._runner.sites):
-            await site.stop()
         await asyncio.sleep(min(LAST_ANSWERS_SECONDS, self._runtime.drain_seconds))
         await self._runner.cleanup()
         self._drained.set()

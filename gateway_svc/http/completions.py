@@ -14,7 +14,7 @@ from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
 from gateway_svc.flow import Completions
 from gateway_svc.http.answers import json_response
-from gateway_svc.http.errors import DRAINING, REQUEST_ID, told_id
+from gateway_svc.http.errors import DRAINING, REQUEST_ID, Voice
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -48,7 +48,7 @@ class Connection:
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
-                **told_id(self._request),
+                **Voice.of(self._request).headers,
                 "x-mandate-instance": self._instance,
             }
         )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway_svc import failures
+from gateway_svc.access_tokens import SCOPE
 from gateway_svc.dialects import Dialect
 from gateway_svc.flow import ClientLeft
 from gateway_svc.limits import RateExceeded
 from gateway_svc.tellings import Telling
 from gateway_svc.tellings.registry import OPENAI, TELLINGS
 from mesh import ids
-from mesh.errors import Internal, InvalidArgument, MeshError, NotFound
+from mesh.errors import Code, Internal, InvalidArgument, MeshError, NotFound
 from mesh.telemetry import logs, metrics
 
 CLIENT_CLOSED_REQUEST = 499
 MESSAGES = TELLINGS[Dialect.MESSAGES]
 REQUEST_ID = web.RequestKey("request_id", str)
+CREDENTIALS = ("authorization", "x-api-key")
 DRAINING = web.AppKey("draining", asyncio.Event)
 
 log = logs.get(__name__)
@@ -35,61 +39,113 @@ def identified(instance: str) -> Middleware:
         response = await _answered(request, handler)
         if request.app[DRAINING].is_set():
             response.force_close()  # else the client's next request meets a closed connection
-        if not response.prepared:
-            response.headers.update(told_id(request))
-            response.headers["x-mandate-instance"] = instance
-        return response
+        return response if response.prepared else tagged(response, instance, Voice.of(request))
 
     return middleware
 
 
-def told_id(request: web.Request) -> dict[str, str]:
-    """Return the headers that name a request: ours, and that of the route's dialect."""
-    request_id = request[REQUEST_ID]
-    return {"x-request-id": request_id, telling_of(request).request_id_header: request_id}
+Response = TypeVar("Response", bound=web.StreamResponse)
 
 
-def telling_of(request: web.Request) -> Telling:
-    """Return in which dialect a route's clients are told of errors."""
-    return MESSAGES if request.path.removeprefix("/gateway").startswith("/v1/messages") else OPENAI
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """In which dialect a client is told, and of which request."""
+
+    telling: Telling
+    request_id: str
+
+    @classmethod
+    def of(cls, request: web.BaseRequest) -> Voice:
+        """Return the voice of a route; a request that no route has seen gets an id of its own."""
+        telling = MESSAGES if request.path.removeprefix("/gateway").startswith("/v1/messages") else OPENAI
+        return cls(telling, request[REQUEST_ID] if REQUEST_ID in request else ids.new(ids.Kind.REQUEST))
+
+    @classmethod
+    def unheard(cls) -> Voice:
+        """Return the voice for a client of which no request was read."""
+        return cls(OPENAI, ids.new(ids.Kind.REQUEST))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that name the request: ours, and that of the dialect."""
+        return {"x-request-id": self.request_id, self.telling.request_id_header: self.request_id}
+
+    def answer(self, error: MeshError) -> web.Response:
+        """Return an error as an answer."""
+        told = failures.failure(error)
+        metrics.REFUSALS.labels(error.reason.lower()).inc()
+        headers = {**told.headers, **self.headers}
+        if isinstance(error, RateExceeded):
+            headers |= self.telling.rates(error.taken)
+        body = self.telling.error_body(told.status, told.error, self.request_id)
+        return web.Response(status=told.status, body=body, content_type="application/json", headers=headers)
 
 
-def response_of(error: MeshError, request: web.Request) -> web.Response:
-    """Return an error as an answer."""
-    told = failures.failure(error)
-    metrics.REFUSALS.labels(error.reason.lower()).inc()
-    headers = {**told.headers, **(error.taken.headers() if isinstance(error, RateExceeded) else {})}
-    body = telling_of(request).error_body(told.status, told.error, request[REQUEST_ID])
-    return web.Response(status=told.status, body=body, content_type="application/json", headers=headers)
+def tagged(response: Response, instance: str, voice: Voice) -> Response:
+    """Give an answer its request's id, and say which gateway it is from."""
+    response.headers.update(voice.headers)
+    response.headers["x-mandate-instance"] = instance
+    return response
+
+
+def raw(error: MeshError, instance: str) -> bytes:
+    """Return an error as the bytes of a last answer, for a connection of which no request was read."""
+    voice = Voice.unheard()
+    response = tagged(voice.answer(error), instance, voice)
+    body = bytes(response.body) if isinstance(response.body, bytes | bytearray) else b""
+    response.headers["connection"] = "close"
+    response.headers["content-length"] = str(len(body))
+    lines = [
+        f"HTTP/1.1 {response.status} {response.reason}",
+        *(f"{name}: {text}" for name, text in response.headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except MeshError as error:
-        return response_of(error, request)
+        return _challenging(request, error)
     except (ClientLeft, ConnectionError, asyncio.IncompleteReadError):
         return web.Response(status=CLIENT_CLOSED_REQUEST)
     except web.HTTPException as error:
-        return _refusal(request, error)
+        return refusal(request, error)
     except web.RequestPayloadError:
-        return response_of(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"), request)
+        return Voice.of(request).answer(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"))
     except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
         log.error("http.bug", bug, request_id=request[REQUEST_ID], path=request.path[:200])
-        return response_of(Internal("INTERNAL", "the gateway failed"), request)
+        return Voice.of(request).answer(Internal("INTERNAL", "the gateway failed"))
 
 
-def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+def _challenging(request: web.Request, error: MeshError) -> web.Response:
+    """Return an error, with how to prove who asks where that was missing (RFC 6750, section 3)."""
+    response = Voice.of(request).answer(error)
+    if error.code is Code.UNAUTHENTICATED:
+        shown = any(request.headers.get(name) for name in CREDENTIALS)
+        response.headers["www-authenticate"] = 'Bearer error="invalid_token"' if shown else 'Bearer realm="mandate"'
+    elif error.reason == "INSUFFICIENT_SCOPE":
+        response.headers["www-authenticate"] = f'Bearer error="insufficient_scope", scope="{SCOPE}"'
+    return response
+
+
+def refusal(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """Return what aiohttp itself refuses, in our shape."""
+    response = Voice.of(request).answer(_refused(request, error))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["allow"] = ", ".join(sorted(error.allowed_methods))
+    return response
+
+
+def _refused(request: web.BaseRequest, error: web.HTTPException) -> MeshError:
     match error:
         case web.HTTPRequestEntityTooLarge():
-            return response_of(InvalidArgument("BODY_TOO_LARGE", "the body is too large"), request)
+            return InvalidArgument("BODY_TOO_LARGE", "the body is too large")
         case web.HTTPMethodNotAllowed():
-            refused = InvalidArgument("METHOD_NOT_ALLOWED", f"{error.method} is not allowed here")
-            response = response_of(refused, request)
-            response.headers["allow"] = ", ".join(sorted(error.allowed_methods))
-            return response
+            return InvalidArgument("METHOD_NOT_ALLOWED", f"{error.method} is not allowed here")
+        case web.HTTPExpectationFailed():
+            return InvalidArgument("EXPECTATION_FAILED", "of all expectations only 100-continue is met")
         case web.HTTPNotFound():
-            return response_of(NotFound("UNKNOWN_URL", f"there is nothing at {request.path[:200]}"), request)
+            return NotFound("UNKNOWN_URL", f"there is nothing at {request.path[:200]}")
         case _:
-            return response_of(InvalidArgument("BAD_REQUEST", error.reason), request)
+            return InvalidArgument("BAD_REQUEST", error.reason)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gateway_svc.dialects.reading import JsonObject
+from gateway_svc.limits import Taken
 
 
 class Telling(Protocol):
@@ -19,6 +20,10 @@ class Telling(Protocol):
 
     def failure_event(self, error: JsonObject) -> bytes:
         """Return an error as the last event of a stream that broke off."""
+        ...
+
+    def rates(self, taken: Taken) -> dict[str, str]:
+        """Return the headers that say how the rate limits stand."""
         ...
 
     def error_body(self, status: int, error: JsonObject, request_id: str) -> bytes:

@@ -8,6 +8,7 @@ import orjson
 
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.limits import Taken
 
 
 class ChatTelling:
@@ -31,6 +32,9 @@ class ChatTelling:
 
     def failure_event(self, error: JsonObject) -> bytes:
         return sse.event(orjson.dumps({"error": error}))
+
+    def rates(self, taken: Taken) -> dict[str, str]:
+        return taken.headers()
 
     def error_body(self, status: int, error: JsonObject, request_id: str) -> bytes:
         return orjson.dumps({"error": error})

@@ -1,4 +1,4 @@
-"""KeyService: agents' API keys, the stream of what changed, and the public keys of mesh tokens."""
+"""KeyService: agents' API keys and where agents stand, what changed, and the public keys of mesh tokens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from identity_svc.store.hierarchy import organization_of
 from identity_svc.worker import Hub
 from mandate.identity.v1 import keys_pb2 as pb
 from mandate.identity.v1 import keys_pb2_grpc as rpc
+from mesh import ids
 from mesh.audit import Fact
 from mesh.chain import Context
 from mesh.clock import Clock
@@ -21,6 +22,8 @@ from mesh.db import Connection, Database
 from mesh.errors import NotFound, invalid
 from mesh.idempotency import once
 from mesh.paging import next_token, page_of
+
+TOKEN_ID_CHARACTERS_MAX = 256
 
 
 class KeyServicer(rpc.KeyServiceServicer):
@@ -81,6 +84,13 @@ class KeyServicer(rpc.KeyServiceServicer):
         if len(request.key_sha256) != bearers.DIGEST_BYTES:
             raise invalid("key_sha256", f"must have {bearers.DIGEST_BYTES} bytes")
         return wire.resolved(await store.resolve(self._db, request.key_sha256, self._clock.now()))
+
+    async def ResolveAgent(self, request: pb.ResolveAgentRequest, context: Context) -> pb.ResolveAgentResponse:
+        if ids.kind_of(request.agent_id) is not ids.Kind.AGENT:
+            raise invalid("agent_id", "must be agt_…")
+        if not 0 < len(request.token_id) <= TOKEN_ID_CHARACTERS_MAX:
+            raise invalid("token_id", f"must have 1 to {TOKEN_ID_CHARACTERS_MAX} characters")
+        return wire.agent_standing(await store.resolve_agent(self._db, request.agent_id))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         if request.cursor < 0:

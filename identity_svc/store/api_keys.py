@@ -1,10 +1,10 @@
-"""SQL of agents' API keys."""
+"""SQL of agents' API keys, and of where the agent behind a key or an access token stands."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from identity_svc.directory import AgentState, ApiKey, Node, Unusable, Usable
+from identity_svc.directory import AgentStanding, AgentState, ApiKey, Node, Unusable, Usable
 from identity_svc.store import changes
 from mesh import ids
 from mesh.db import Connection, Database, Row
@@ -89,9 +89,25 @@ async def resolve(db: Database, key_sha256: bytes, now: datetime) -> Usable | Un
         return Unusable(0)
     if row["id"] is None:
         return Unusable(row["revision"])
-    path = (row["organization_id"], row["workspace_id"], row["agent_group_id"], row["agent_id"])
-    agent = Node(row["agent_id"], row["organization_id"], path, row["path_version"])
-    return Usable(row["id"], row["expires_at"], AgentState(row["state"]), agent, row["revision"])
+    return Usable(row["id"], row["expires_at"], AgentState(row["state"]), _agent_node(row), row["revision"])
+
+
+async def resolve_agent(db: Database, agent_id: str) -> AgentStanding | Unusable:
+    """Say where an agent stands; one statement is one snapshot here too."""
+    row = await db.row(
+        """
+        SELECT r.revision, a.state, a.id AS agent_id, a.path_version,
+               a.organization_id, a.workspace_id, a.agent_group_id
+          FROM (SELECT coalesce(max(revision), 0) AS revision FROM changes) r
+          LEFT JOIN agents a ON a.id = $1
+        """,
+        agent_id,
+    )
+    if row is None:
+        return Unusable(0)
+    if row["agent_id"] is None:
+        return Unusable(row["revision"])
+    return AgentStanding(AgentState(row["state"]), _agent_node(row), row["revision"])
 
 
 def new(agent_id: str, name: str, prefix: str, at: datetime, expires_at: datetime | None) -> ApiKey:
@@ -110,3 +126,8 @@ def _api_key(row: Row) -> ApiKey:
         row["expires_at"],
         row["revoked_at"],
     )
+
+
+def _agent_node(row: Row) -> Node:
+    path = (row["organization_id"], row["workspace_id"], row["agent_group_id"], row["agent_id"])
+    return Node(row["agent_id"], row["organization_id"], path, row["path_version"])

@@ -21,7 +21,7 @@ from gateway_svc import service
 from gateway_svc.assembly import Gateway, gateway
 from gateway_svc.channels import channels
 from gateway_svc.settings import Settings
-from identity_svc.parts import assembled
+from identity_svc.parts import Parts, assembled
 from identity_svc.service import registrations as identity_registrations
 from identity_svc.service import resolver as identity_resolver
 from ledger_svc.store import wallets
@@ -35,7 +35,6 @@ from mesh.client import call
 from mesh.secret import Secret
 from mesh.settings import Runtime
 from mesh.testing import House
-from mesh.verification import IdentityKeys
 from tests.conftest import RunningLedger
 from tests.services.identity_running import Family, fresh, settings_of, signing, working
 from vault_svc import root
@@ -85,6 +84,7 @@ class Mesh:
     keys: keys_pb2_grpc.KeyServiceAsyncStub
     credentials: credentials_pb2_grpc.CredentialServiceAsyncStub
     wallets: wallets_pb2_grpc.WalletServiceAsyncStub
+    identity: Parts
 
     async def tenant(self, micros: int = 1_000_000_000) -> Tenant:
         """Sign somebody up, with an organization, an agent, a key and money."""
@@ -243,6 +243,7 @@ async def mesh_running(house: House, ledger: RunningLedger) -> AsyncGenerator[Me
             keys_pb2_grpc.KeyServiceStub(identity),
             credentials_pb2_grpc.CredentialServiceStub(vault),
             wallets_pb2_grpc.WalletServiceStub(edge),
+            parts,
         )
 
 
@@ -261,10 +262,8 @@ async def gateway_running(
         await stack.enter_async_context(_looping(built.workers))
         stack.push_async_callback(built.drain)
         resolve = service.Resolver(built.db, opened.identity)
-        keys = IdentityKeys(opened.identity)
-        stack.push_async_callback(keys.close)
         registrations = service.registrations(built.db, resolve, opened.ledger)
-        address = await stack.enter_async_context(mesh.house.serving("gateway", registrations, keys, resolve))
+        address = await stack.enter_async_context(mesh.house.serving("gateway", registrations, built.keys, resolve))
         edge = await stack.enter_async_context(mesh.house.channel("gateway", address, as_service="edge"))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         running = RunningGateway(

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mandate.identity.v1 import directory_pb2
 from mandate.identity.v1 import keys_pb2 as pb
+from mesh import ids
 from mesh.caller import acting
 from mesh.client import call
 from mesh.clock import SetClock, SystemClock
@@ -91,6 +92,59 @@ async def test_a_suspended_agents_key_says_so(identity: Running) -> None:
         await call(identity.directory.SuspendAgent, suspend)
     found = await resolve(identity, issued.plaintext)
     assert (found.usable, found.agent_state) == (True, directory_pb2.AGENT_STATE_SUSPENDED)
+
+
+async def resolve_agent(identity: Running, agent_id: str, token_id: str) -> pb.ResolveAgentResponse:
+    request = pb.ResolveAgentRequest(agent_id=agent_id, token_id=token_id)
+    return await call(identity.gateway_keys.ResolveAgent, request)
+
+
+async def test_an_agent_stands_where_its_key_says(identity: Running) -> None:
+    session = await identity.sign_up()
+    family = await identity.family(session)
+    by_key = await resolve(identity, (await identity.issue(session, family.agent_id)).plaintext)
+    found = await resolve_agent(identity, family.agent_id, fresh("tok"))
+    assert found == pb.ResolveAgentResponse(
+        usable=True, agent=by_key.agent, agent_state=by_key.agent_state, revision=found.revision
+    )
+    assert found.revision >= by_key.revision > 0
+
+
+async def test_a_suspended_agent_is_suspended_as_of_a_later_revision(identity: Running) -> None:
+    session = await identity.sign_up()
+    family = await identity.family(session)
+    before = await resolve_agent(identity, family.agent_id, fresh("tok"))
+    with acting(await identity.caller_of(session)):
+        suspend = directory_pb2.SuspendAgentRequest(agent_id=family.agent_id, request_id=fresh())
+        await call(identity.directory.SuspendAgent, suspend)
+    after = await resolve_agent(identity, family.agent_id, fresh("tok"))
+    assert (after.usable, after.agent_state) == (True, directory_pb2.AGENT_STATE_SUSPENDED)
+    assert after.revision > before.revision
+
+
+async def test_an_unknown_agent_is_not_usable_as_of_a_revision(identity: Running) -> None:
+    await identity.organization(await identity.sign_up())
+    found = await resolve_agent(identity, ids.new(ids.Kind.AGENT), fresh("tok"))
+    assert found == pb.ResolveAgentResponse(usable=False, revision=found.revision)
+    assert found.revision > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "agent_id", "token_id"),
+    [
+        ("agent_id", "", "tok-1"),
+        ("agent_id", ids.new(ids.Kind.WORKSPACE), "tok-1"),
+        ("agent_id", "agt_0\0", "tok-1"),
+        ("token_id", ids.new(ids.Kind.AGENT), ""),
+        ("token_id", ids.new(ids.Kind.AGENT), "x" * 257),
+    ],
+)
+async def test_a_question_for_no_agent_names_its_field(
+    identity: Running, field: str, agent_id: str, token_id: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        await resolve_agent(identity, agent_id, token_id)
+    assert refused.value.details["field"] == field
 
 
 async def test_a_key_expires_on_time_and_its_replay_does_not(house: House) -> None:
