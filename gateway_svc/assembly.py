@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from gateway_svc.admission import Admission
 from gateway_svc.catalog import Catalog
@@ -22,13 +23,15 @@ from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
 from gateway_svc.providers.upstream import Upstream
 from gateway_svc.rates import Rates
+from gateway_svc.repeats import Retention
+from gateway_svc.replays import Limits, Replays
 from gateway_svc.rules import Rules
-from gateway_svc.settings import Settings
+from gateway_svc.settings import SEALING_SETTING, Settings
 from gateway_svc.who import Directory
-from mesh import audit, cache, db
+from mesh import audit, cache, db, key_file
 from mesh.clock import SystemClock
 from mesh.db import Database
-from mesh.settings import Runtime
+from mesh.settings import Runtime, SettingsError
 
 DRAIN_LEDGER_SECONDS = 10.0
 
@@ -41,23 +44,27 @@ class Gateway:
     directory: Directory
     ledger: Ledger
     catalog: Catalog
+    replays: Replays
     http: HttpServer
     deliver: Callable[[], Awaitable[None]]
 
     @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
+        return (self.directory.run, self.ledger.run, self.catalog.run, self.replays.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
-        """Finish what is open: completions first, then what the ledger has not answered."""
+        """Finish what is open: completions first, then what the ledger and the database have not answered."""
         await self.http.drain()
+        await self.replays.drain()
         await self.ledger.drain(DRAIN_LEDGER_SECONDS)
 
 
 @asynccontextmanager
 async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> AsyncGenerator[Gateway]:
     """Build a gateway; its connections are closed at the end of the block."""
+    sealing_key = key_file.read(settings.sealing_key_path(runtime), setting=SEALING_SETTING)
+    limits = _limits(settings)
     async with (
         db.connect(settings.database_url, service="gateway") as database,
         cache.connect(runtime.redis_url) as redis,
@@ -75,7 +82,8 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime), deliver)
+        replays = Replays(database, sealing_key, limits)
+        yield Gateway(database, directory, ledger, catalog, replays, HttpServer(app, runtime), deliver)
 
 
 @asynccontextmanager
@@ -91,6 +99,19 @@ async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
     finally:
         await operators.close()
         await tenants.close()
+
+
+def _limits(settings: Settings) -> Limits:
+    hours = timedelta(hours=settings.replay_hours)
+    days = timedelta(days=settings.replay_key_days)
+    if days < hours:
+        raise SettingsError("MANDATE_GATEWAY_REPLAY_KEY_DAYS", "must be no shorter than MANDATE_GATEWAY_REPLAY_HOURS")
+    return Limits(
+        runs_max=settings.in_flight_max,
+        transcript_bytes_max=settings.replay_bytes_max,
+        memory_bytes_max=settings.replay_memory_bytes_max,
+        kept=Retention(round(hours.total_seconds()), round(days.total_seconds())),
+    )
 
 
 def _platform(settings: Settings) -> dict[str, Credential]:
