@@ -69,7 +69,7 @@ class Recorder:
         self._room = room
         self._parts: list[bytes] = []
         self._size_bytes = 0
-        self._too_large = False
+        self._is_open = True
         self._status = 0
         self._content_type = ""
         self._headers: dict[str, str] = {}
@@ -83,11 +83,10 @@ class Recorder:
 
     def write(self, data: bytes) -> None:
         """Add bytes of the body."""
-        if self._too_large:
+        if not self._is_open:
             return
         if self._size_bytes + len(data) > self._bytes_max or not self._room.take(len(data)):
-            self.clear()
-            self._too_large = True
+            self.close()
             return
         self._parts.append(data)
         self._size_bytes += len(data)
@@ -105,13 +104,14 @@ class Recorder:
         """Return the answer so far."""
         if not self._status:
             raise RuntimeError("an answer that was not begun has no transcript")
-        body = None if self._too_large else b"".join(self._parts)
+        body = b"".join(self._parts) if self._is_open else None
         return Transcript(self._status, self._content_type, self._headers, body)
 
-    def clear(self) -> None:
-        """Forget the body and give its room back."""
+    def close(self) -> None:
+        """Forget the body, give its room back and take no more of it."""
         self._room.give_back(self._size_bytes)
         self._parts, self._size_bytes = [], 0
+        self._is_open = False
 
 
 def _is_kept(name: str) -> bool:

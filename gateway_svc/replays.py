@@ -226,7 +226,7 @@ class Replays:
 
     def _close(self, run: Run) -> None:
         self._runs.pop(run, None)
-        run.recorder.clear()
+        run.recorder.close()
 
 
 async def _aside(size_bytes: int, work: Callable[[], Made]) -> Made:

@@ -177,9 +177,19 @@ def test_recordings_share_a_room_and_give_it_back() -> None:
         made.begin(200, EVENTS, {})
     one.write(b"0" * 10)
     two.write(b"0" * 10)
-    one.clear()
+    one.close()
     three.write(b"0" * 10)
     assert [len(made.transcript().body or b"") for made in (two, three)] == [0, 10]
+
+
+def test_a_closed_recording_takes_no_room() -> None:
+    room = Room(10)
+    closed, other = Recorder(10, room), Recorder(10, room)
+    other.begin(200, EVENTS, {})
+    closed.close()
+    closed.write(b"0" * 10)
+    other.write(b"0" * 10)
+    assert other.transcript().body == b"0" * 10
 
 
 def test_only_headers_that_stay_true_are_kept() -> None:

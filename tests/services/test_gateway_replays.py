@@ -336,6 +336,15 @@ async def test_a_gateway_has_so_many_runs_and_no_more(pair: Pair) -> None:
     assert isinstance(await pair.begin(small, keyed()), Fresh)
 
 
+async def test_a_run_that_ended_gives_its_memory_back(pair: Pair) -> None:
+    small = dataclasses.replace(pair, one=bounded(pair, memory_bytes_max=100))
+    wishes = [keyed() for _ in range(3)]
+    for wish in wishes:
+        await small.finished(wish, b"x" * 60)
+    for wish in wishes:
+        assert isinstance(await pair.begin(pair.two, wish), Replay)
+
+
 async def test_refused_repeats_take_no_place(pair: Pair) -> None:
     wish = keyed()
     await pair.run(pair.one, wish)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway_svc import repeats
 from gateway_svc.repeats import Keyed
 from gateway_svc.replays import Replays
+from mesh.settings import SettingsError
+from tests.services.gateway_running import Mesh, gateway_running
 from tests.services.replays_running import BODY, LIMITS, Pair, an_agent, keyed
 
 SECRET_WORD = b"the patient's name is unusual"
@@ -69,3 +73,18 @@ async def test_an_answer_sealed_under_another_key_counts_as_not_kept(pair: Pair)
     await pair.finished(wish)
     other = Replays(pair.database, secrets.token_bytes(32), LIMITS)
     assert await pair.reason(pair.begin(other, wish)) == "IDEMPOTENCY_EXPIRED"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"sealing_key_file": Path("/nowhere/gateway.key")}, "MANDATE_GATEWAY_SEALING_KEY_FILE"),
+        ({"replay_hours": 48, "replay_key_days": 1}, "MANDATE_GATEWAY_REPLAY_KEY_DAYS"),
+    ],
+)
+async def test_a_gateway_that_could_not_keep_its_word_does_not_start(
+    mesh: Mesh, tmp_path: Path, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(SettingsError, match=named):
+        async with gateway_running(mesh, tmp_path, **settings):
+            pass
