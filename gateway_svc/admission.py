@@ -13,6 +13,7 @@ from gateway_svc.dialects.registry import parse
 from gateway_svc.limits import RateExceeded, Taken
 from gateway_svc.policies import Policy
 from gateway_svc.rates import Rates
+from gateway_svc.repeats import Wish
 from gateway_svc.rules import Rules
 from gateway_svc.violations import Violation, Violations
 from gateway_svc.who import Agent, Directory
@@ -34,6 +35,7 @@ class Ask:
     clamp: bool
     mock: str
     started_ms: float
+    wish: Wish | None = None  # to be run once, and given again
 
 
 @dataclass(frozen=True, slots=True)

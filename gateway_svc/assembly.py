@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from gateway_svc.admission import Admission
 from gateway_svc.catalog import Catalog
@@ -23,10 +24,12 @@ from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
 from gateway_svc.providers.upstream import Upstream
 from gateway_svc.rates import Rates
+from gateway_svc.repeats import Retention
+from gateway_svc.replays import Limits, Replays
 from gateway_svc.rules import Rules
-from gateway_svc.settings import Settings
+from gateway_svc.settings import SEALING_SETTING, Settings
 from gateway_svc.who import Directory
-from mesh import audit, cache, db
+from mesh import audit, cache, db, key_file
 from mesh.clock import SystemClock
 from mesh.db import Database
 from mesh.settings import Runtime
@@ -41,48 +44,90 @@ class Gateway:
     """One gateway, not yet started."""
 
     db: Database
-    directory: Directory
-    keys: IdentityKeys
-    ledger: Ledger
-    rates: Rates
-    catalog: Catalog
+    parts: Parts
     http: HttpServer
     deliver: Callable[[], Awaitable[None]]
 
     @property
+    def keys(self) -> IdentityKeys:
+        """Return what verifies identity's tokens."""
+        return self.parts.keys
+
+    @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.rates.run, self.catalog.run, self.http.run, self.deliver)
+        parts = self.parts
+        loops = (parts.directory, parts.ledger, parts.catalog, parts.rules, parts.aliases, parts.rates, parts.replays)
+        return (*(loop.run for loop in loops), parts.violations.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
-        """Finish what is open: completions first, then what the ledger has not answered."""
+        """Finish what is open: completions first, then what the ledger and the database have not answered."""
         await self.http.drain()
-        await asyncio.gather(self.ledger.drain(DRAIN_LEDGER_SECONDS), self.rates.drain(DRAIN_RATES_SECONDS))
+        parts = self.parts
+        await asyncio.gather(
+            parts.replays.drain(), parts.ledger.drain(DRAIN_LEDGER_SECONDS), parts.rates.drain(DRAIN_RATES_SECONDS)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a gateway knows and follows."""
+
+    keys: IdentityKeys
+    directory: Directory
+    ledger: Ledger
+    catalog: Catalog
+    rules: Rules
+    aliases: Aliases
+    rates: Rates
+    replays: Replays
+    violations: Violations
 
 
 @asynccontextmanager
 async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> AsyncGenerator[Gateway]:
     """Build a gateway; its connections are closed at the end of the block."""
+    sealing_key = key_file.read(settings.sealing_key_path(runtime), setting=SEALING_SETTING)
+    limits = _limits(settings)
     async with (
         db.connect(settings.database_url, service="gateway") as database,
         cache.connect(runtime.redis_url) as redis,
         _providers(settings) as providers,
         _keys(channels) as keys,
     ):
-        directory, catalog = Directory(channels.identity, keys, SystemClock()), Catalog(channels.ledger)
-        ledger, rates = Ledger(channels.ledger), Rates(redis)
-        admission = Admission(directory, Rules(database), rates, catalog)
-        completions = Completions(admission, ledger, Credentials(channels.vault, _platform(settings)), providers)
-        instance = f"gateway-{runtime.replica}"
-        endpoints = Endpoints(
-            Endpoint(completions, settings.in_flight_max, instance),
-            Models(admission),
-            Health(directory, ledger, catalog, rates, database),
+        parts = Parts(
+            keys=keys,
+            directory=Directory(channels.identity, keys, SystemClock()),
+            ledger=Ledger(channels.ledger),
+            catalog=Catalog(channels.ledger),
+            rules=Rules(database),
+            aliases=Aliases(database),
+            rates=Rates(redis),
+            replays=Replays(database, sealing_key, limits),
+            violations=Violations(database),
         )
-        app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
+        app = _application(runtime, settings, parts, Credentials(channels.vault, _platform(settings)), providers)
+        instance = _instance(runtime)
         http = HttpServer(app, runtime, instance=instance, connections_max=settings.connections_max)
-        deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, keys, ledger, rates, catalog, http, deliver)
+        yield Gateway(database, parts, http, audit.delivery(database, "gateway", channels.ledger))
+
+
+def _application(
+    runtime: Runtime, settings: Settings, parts: Parts, credentials: Credentials, providers: Mapping[str, Provider]
+) -> web.Application:
+    choices = Choices(parts.catalog, parts.aliases, credentials, providers)
+    admission = Admission(parts.directory, parts.rules, parts.rates, choices, parts.violations)
+    completions = Completions(admission, parts.ledger, Attempts(credentials, Circuits()))
+    endpoints = Endpoints(
+        Endpoint(Repeating(completions, parts.replays), settings.in_flight_max, _instance(runtime)),
+        Models(admission),
+        Health(parts.directory, parts.ledger, parts.catalog, parts.rates, parts.rules.db),
+    )
+    return application(endpoints, instance=_instance(runtime), body_bytes_max=settings.body_bytes_max)
+
+
+def _instance(runtime: Runtime) -> str:
+    return f"gateway-{runtime.replica}"
 
 
 @asynccontextmanager
@@ -107,6 +152,19 @@ async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
     finally:
         await operators.close()
         await tenants.close()
+
+
+def _limits(settings: Settings) -> Limits:
+    hours = timedelta(hours=settings.replay_hours)
+    days = timedelta(days=settings.replay_key_days)
+    if days < hours:
+        raise SettingsError("MANDATE_GATEWAY_REPLAY_KEY_DAYS", "must be no shorter than MANDATE_GATEWAY_REPLAY_HOURS")
+    return Limits(
+        runs_max=settings.in_flight_max,
+        transcript_bytes_max=settings.replay_bytes_max,
+        memory_bytes_max=settings.replay_memory_bytes_max,
+        kept=Retention(round(hours.total_seconds()), round(days.total_seconds())),
+    )
 
 
 def _platform(settings: Settings) -> dict[str, Credential]:

@@ -46,10 +46,18 @@ REASONS: dict[str, tuple[int, str]] = {
     "METHOD_NOT_ALLOWED": (405, "invalid_request_error"),
     "EXPECTATION_FAILED": (417, "invalid_request_error"),
     "HEADERS_TOO_LARGE": (431, "invalid_request_error"),
+    "IDEMPOTENCY_MISMATCH": (422, "invalid_request_error"),
     "UPSTREAM_UNREACHABLE": (502, "upstream_error"),
     "UPSTREAM_CUT": (502, "upstream_error"),
 }
-NOT_RETRIED = {"UPSTREAM_CUT", "SETTLEMENT_PENDING", "PROVIDER_NOT_CONFIGURED"}  # a retry might be billed again
+NOT_RETRIED = {
+    "UPSTREAM_CUT",  # a retry might be billed again
+    "SETTLEMENT_PENDING",
+    "PROVIDER_NOT_CONFIGURED",
+    "IDEMPOTENCY_MISMATCH",  # a retry gets the same answer
+    "IDEMPOTENCY_EXPIRED",
+    "IDEMPOTENCY_OUTCOME_UNKNOWN",
+}
 
 
 @dataclass(frozen=True, slots=True)

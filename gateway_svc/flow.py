@@ -32,6 +32,7 @@ from mesh.secret import Secret
 from mesh.telemetry import logs
 
 OK = 200
+JSON = "application/json"
 STALE_PATH_MS_MAX = 1_000
 STALE_PATH_PAUSE_SECONDS = 0.05
 
@@ -44,11 +45,13 @@ class ClientLeft(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer."""
+    """A whole answer, and what was charged for it."""
 
     status: int
     body: bytes
     headers: Mapping[str, str]
+    content_type: str = JSON
+    charged_micros: int = 0
 
 
 class Completions:
@@ -148,7 +151,7 @@ class Completions:
         """Tell the client what the provider said, which billed nothing."""
         passage.answered()
         ending = Ending(refusal.status, usage=None, counted_tokens=None, complete=True)
-        await passage.settle(ending, client_gone=client.gone())
+        settled = await passage.settle(ending, client_gone=client.gone())
         headers = passage.headers
         if refusal.status not in failures.WORTH_A_RETRY:
             headers["x-should-retry"] = "false"
@@ -156,7 +159,8 @@ class Completions:
             headers["retry-after"] = after
         status, error = failures.told(refusal.status, refusal.body, passage.choice.secret)
         ask = passage.admitted.ask
-        return Reply(status, TELLINGS[ask.dialect].error_body(status, error, ask.request_id), headers)
+        body = TELLINGS[ask.dialect].error_body(status, error, ask.request_id)
+        return Reply(status, body, headers, charged_micros=settled.charged_micros)
 
     async def _whole(self, passage: Passage, exchange: Exchange, client: Client) -> Reply:
         body = await exchange.body()
@@ -172,7 +176,7 @@ class Completions:
             except ValueError as error:
                 log.warn("upstream.foreign", provider=passage.choice.model.provider, error=type(error).__name__)
                 raise failures.cut() from None
-        return Reply(OK, in_body(body, settled), passage.headers)
+        return Reply(OK, in_body(body, settled), passage.headers, charged_micros=settled.charged_micros)
 
     async def _stream(self, passage: Passage, exchange: Exchange, client: Client) -> None:
         choice, request = passage.choice, passage.admitted.request
@@ -190,15 +194,14 @@ class Completions:
         try:
             settled = await passage.settle(ending, client_gone=client.gone())
         except MeshError as error:
-            await client.write(telling.failure_event(failures.members(error)))
+            await client.end(telling.failure_event(failures.members(error)))
             return
         if not ending.complete:
             log.warn("upstream.cut", provider=choice.model.provider, request_id=passage.admitted.ask.request_id)
             failure = failures.stream_failure(relay.failure, choice.secret)
-            await client.write(telling.failure_event(failure))
+            await client.end(telling.failure_event(failure))
             return
-        last = telling.ending(relay.last(), settled.members(), usage_wanted=request.usage_wanted)
-        await client.write(last)
+        await client.end(telling.ending(relay.last(), settled.members(), usage_wanted=request.usage_wanted))
 
 
 def usage_in(document: JsonObject, dialect: Dialect) -> tuple[TokenUsage | None, bool]:

@@ -31,6 +31,10 @@ class Client(Protocol):
         """Send bytes of a stream, waiting no longer than a minute for a slow reader."""
         ...
 
+    async def end(self, last: bytes) -> None:
+        """Send the last bytes of a stream."""
+        ...
+
 
 class Relay:
     """One stream on its way; its last events are for the caller to send, once they are paid."""

@@ -16,10 +16,10 @@ from identity_svc.attempts import Attempts, Limit
 from identity_svc.hashing import Hasher, hashing
 from identity_svc.registry import Registry
 from identity_svc.settings import Identity
-from identity_svc.signing import SigningKeys, read_sealing_key
+from identity_svc.signing import SEALING_SETTING, SigningKeys
 from identity_svc.worker import Delivery, Hub, sweep
 from mandate.ledger.v1 import registry_pb2
-from mesh import audit, cache, client, db
+from mesh import audit, cache, client, db, key_file
 from mesh.clock import Clock, SystemClock
 from mesh.outbox import Outbox
 from mesh.settings import Runtime, SettingsError
@@ -50,7 +50,7 @@ class Parts:
 async def assembled(runtime: Runtime, settings: Identity, clock: Clock | None = None) -> AsyncGenerator[Parts]:
     """Open what identity needs and close it at the end; the loops are the caller's to run."""
     clock = clock or SystemClock()
-    sealing_key = read_sealing_key(settings.sealing_key_path(runtime))
+    sealing_key = key_file.read(settings.sealing_key_path(runtime), setting=SEALING_SETTING)
     async with AsyncExitStack() as stack:
         calls = await stack.enter_async_context(db.connect(settings.database_url, service=SERVICE))
         loops = await stack.enter_async_context(

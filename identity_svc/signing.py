@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -107,19 +105,6 @@ class SigningKeys(KeySource):
         self._jwks = MappingProxyType({key.key_id: key.jwk for key in keys})
         self._keys = MappingProxyType({key.key_id: key_of_jwk(key.jwk) for key in keys})
         self._loaded_at_ms = monotonic_ms()
-
-
-def read_sealing_key(path: Path) -> bytes:
-    """Read the 32 bytes that seal the signing keys; SettingsError when the file does not hold them."""
-    try:
-        key = base64.b64decode(path.read_text().strip(), validate=True)
-    except OSError as error:
-        raise SettingsError(SEALING_SETTING, f"{path} cannot be read ({error.strerror})") from None
-    except (binascii.Error, ValueError):
-        raise SettingsError(SEALING_SETTING, f"{path} does not hold base64") from None
-    if len(key) != sealing.KEY_BYTES:
-        raise SettingsError(SEALING_SETTING, f"{path} must hold {sealing.KEY_BYTES} bytes in base64")
-    return key
 
 
 def _made(sealing_key: bytes) -> SigningKey:

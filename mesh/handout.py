@@ -10,13 +10,13 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh import audit_keys, certificates, console
+from mesh import certificates, console
 from mesh.clock import SystemClock
 from mesh.embedded.provision import addresses
 from mesh.home import Home, write_private
 from mesh.services import SERVICES
 from mesh.settings import Deployment, Runtime, SettingsError, Source, load
-from mesh.up import Plan, prepare_database
+from mesh.up import Plan, ensure_keys, prepare_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,7 @@ KEY_FILES = {
     "identity": ("identity.key", "sealing.key"),
     "vault": ("vault.json", "vault.json"),
     "ledger": ("audit.json",) * 2,
+    "gateway": ("gateway.key", "sealing.key"),
 }
 
 
@@ -43,9 +44,7 @@ def main(arguments: list[str]) -> int:
     home = Home.open(load(Runtime, source).home)
     with home.lock():
         certificates.ensure(home, SystemClock())
-        home.ensure_key("identity")
-        home.ensure_keyring("vault")
-        audit_keys.ensure(home, SystemClock().now())
+        ensure_keys(home)
         plan = Plan(load(Runtime, source), deployment, source, home, {})
         asyncio.run(prepare_database(plan, console.terminal()))
         for service in SERVICES:

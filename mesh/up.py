@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mesh.services import Service
     from mesh.supervisor import Keeper
 
-KEYS, KEYRINGS = ("identity",), ("vault",)  # files that services find under $MANDATE_HOME/keys
+KEYS, KEYRINGS = ("identity", "gateway"), ("vault",)
 PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 BARE = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 SERVER_GRACE_SECONDS = 30.0
@@ -124,15 +124,20 @@ async def up(replicas: Mapping[str, int], say: Callable[[str, str], None], *, in
     with home.lock(), await _sockets(plan) as descriptors:
         if runtime.tls_dir is None:
             certificates.ensure(home, SystemClock())
-        for key in KEYS:
-            home.ensure_key(key)
-        for keyring in KEYRINGS:
-            home.ensure_keyring(keyring)
-        audit_keys.ensure(home, SystemClock().now())
+        ensure_keys(home)
         if deployment.database_url:
             await prepare_database(plan, say)
         plan.operator.client()  # a folder of certificates that lacks one is told before anything starts
         await _supervise(plan, descriptors, say, inviting=inviting)
+
+
+def ensure_keys(home: Home) -> None:
+    """Make what services find under $MANDATE_HOME/keys, where a new home, or one of an earlier version, lacks it."""
+    for key in KEYS:
+        home.ensure_key(key)
+    for keyring in KEYRINGS:
+        home.ensure_keyring(keyring)
+    audit_keys.ensure(home, SystemClock().now())
 
 
 async def migrate_once(say: Callable[[str, str], None]) -> None:

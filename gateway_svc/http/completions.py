@@ -12,9 +12,10 @@ from aiohttp.typedefs import Handler
 
 from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
-from gateway_svc.flow import Completions
 from gateway_svc.http.answers import json_response
 from gateway_svc.http.errors import DRAINING, REQUEST_ID, Voice
+from gateway_svc.repeating import Repeating
+from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -60,6 +61,9 @@ class Connection:
         if self.response is not None and not self.gone():
             await self._guarded(self.response.write(data))
 
+    async def end(self, last: bytes) -> None:
+        await self.write(last)
+
     async def _guarded(self, writing: Awaitable[object]) -> None:
         try:
             async with asyncio.timeout(WRITE_SECONDS_MAX):
@@ -93,7 +97,7 @@ class Seats:
 class Endpoint:
     """Serves completions, so many at once and no more."""
 
-    def __init__(self, completions: Completions, in_flight_max: int, instance: str) -> None:
+    def __init__(self, completions: Repeating, in_flight_max: int, instance: str) -> None:
         self._completions = completions
         self._in_flight_max = in_flight_max
         self._seats = Seats(in_flight_max - in_flight_max // 4)
@@ -133,7 +137,7 @@ class Endpoint:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
             return web.Response(
-                status=reply.status, body=reply.body, content_type="application/json", headers=reply.headers
+                status=reply.status, body=reply.body, headers={**reply.headers, "content-type": reply.content_type}
             )
         if connection.response is None:
             raise ConnectionResetError
@@ -155,6 +159,11 @@ async def _ask_of(request: web.Request, dialect: Dialect, key: Secret | None, st
         clamp=clamp != "off",
         mock=request.headers.get("x-mock", ""),
         started_ms=started_ms,
+        wish=wish(
+            request.headers.getall(KEY_HEADER, ()),
+            request.headers.get(DEDUPE_HEADER, ""),
+            request.headers.get(COUNT_HEADER, ""),
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from mesh.testing import House, TestIssuer
 from tests.conftest import RunningLedger
 from tests.services.gateway_running import Mesh, Upstream, mesh_running, upstream_running
 from tests.services.ledger_processes import Ledgers, two_ledgers
+from tests.services.replays_running import Pair, replays_running
 
 
 @pytest.fixture(scope="session")
@@ -25,4 +26,10 @@ async def mesh(house: House, ledger: RunningLedger) -> AsyncIterator[Mesh]:
 @pytest.fixture(scope="module")
 async def upstream(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Upstream]:
     async with upstream_running(tmp_path_factory.mktemp("upstream")) as running:
+        yield running
+
+
+@pytest.fixture
+async def pair(house: House) -> AsyncIterator[Pair]:
+    async with replays_running(house) as running:
         yield running

@@ -253,6 +253,7 @@ async def gateway_running(
 ) -> AsyncGenerator[RunningGateway]:
     """Serve a gateway during the block; `is_ready` false for one that something is kept from."""
     bill_file = folder / f"{fresh('bill')}.jsonl"
+    mesh.house.home.ensure_key("gateway")
     port = children.free_port()
     runtime = dataclasses.replace(mesh.runtime, gateway_port=port, **_runtime_of(settings))
     own = Settings(database_url=mesh.house.dsn("gateway"), mock_bill_file=bill_file, **settings)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from identity_svc.signing import read_sealing_key
-from mesh import db
+from mesh import db, key_file
 from mesh.secret import Secret
 from mesh.services import SERVICES
 from mesh.testing import House
@@ -18,6 +17,7 @@ OWN = {
     "identity": {"sealing.key", "database_url"},
     "vault": {"vault.json", "database_url"},
     "ledger": {"audit.json", "database_url"},
+    "gateway": {"sealing.key", "database_url"},
     "edge": set[str](),
 }
 
@@ -48,7 +48,8 @@ def test_each_service_is_handed_what_is_its_own_and_no_more(into: Path) -> None:
 async def test_what_was_handed_out_works(into: Path) -> None:
     for service in SERVICES:
         Certificates(into / service.name, service.name).client()
-    assert read_sealing_key(into / "identity" / "sealing.key")
+    for service in ("identity", "gateway"):
+        assert key_file.read(into / service / "sealing.key", setting="")
     assert root.read(into / "vault" / "vault.json")
     dsn = Secret((into / "vault" / "database_url").read_text())
     async with db.connect(dsn, service="vault") as database:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mesh.home import FORMAT, Home, HomeError
+from mesh.up import ensure_keys
 
 
 def mode(path: Path) -> int:
@@ -41,6 +42,16 @@ def test_a_key_file_holds_32_bytes_and_stays(home: Home) -> None:
     assert home.ensure_key("vault").read_text() == before
     assert len(before.strip()) == 44
     assert mode(home.keys / "vault.key") == 0o600
+
+
+@pytest.mark.parametrize("lost", ["gateway.key", "identity.key", "vault.json", "audit.json"])
+def test_a_home_that_lacks_one_key_gets_that_one_alone(home: Home, lost: str) -> None:
+    ensure_keys(home)
+    before = {path.name: path.read_bytes() for path in home.keys.iterdir()}
+    (home.keys / lost).unlink()
+    ensure_keys(home)
+    after = {path.name: path.read_bytes() for path in home.keys.iterdir()}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {lost}
 
 
 def test_a_second_lock_says_which_process_has_the_first(home: Home) -> None:

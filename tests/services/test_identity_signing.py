@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from identity_svc.parts import assembled
-from identity_svc.signing import read_sealing_key
+from identity_svc.signing import SEALING_SETTING
 from mandate.identity.v1 import keys_pb2 as pb
-from mesh import tokens
+from mesh import key_file, tokens
 from mesh.client import call
 from mesh.errors import Unavailable
 from mesh.secret import Secret
@@ -113,8 +113,8 @@ async def test_another_sealing_key_is_told_by_the_settings_name(house: House, tm
 def test_a_sealing_key_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "identity.key"
     path.write_text(content)
-    with pytest.raises(SettingsError, match="MANDATE_IDENTITY_SEALING_KEY_FILE"):
-        read_sealing_key(path)
+    with pytest.raises(SettingsError, match=SEALING_SETTING):
+        key_file.read(path, setting=SEALING_SETTING)
 
 
 async def test_made_up_key_ids_do_not_load_the_database(house: House) -> None:

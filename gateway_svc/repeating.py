@@ -1,0 +1,74 @@
+"""Completions that are run once for each key that agents give them, and given again for the same one."""
+
+from __future__ import annotations
+
+from gateway_svc import failures
+from gateway_svc.admission import Ask
+from gateway_svc.flow import Completions, Reply
+from gateway_svc.recorded import Recorded
+from gateway_svc.relay import Client
+from gateway_svc.repeats import Apart, keeps, request_sha256
+from gateway_svc.replays import Fresh, Replay, Replays, Run
+from gateway_svc.tellings.registry import TELLINGS
+from gateway_svc.who import Agent
+from mesh.errors import MeshError
+from mesh.secret import Secret
+
+DISPATCHED = ("UPSTREAM_CUT", "SETTLEMENT_PENDING")  # reasons of errors that came after something may have been billed
+
+
+class Repeating:
+    """Stands in front of completions; a request that names no key goes straight through."""
+
+    def __init__(self, completions: Completions, replays: Replays) -> None:
+        self._completions = completions
+        self._replays = replays
+
+    async def recognize(self, key: Secret | None) -> Agent:
+        """Return who asks, known before anything more is read of a request."""
+        return await self._completions.recognize(key)
+
+    async def count(self, ask: Ask) -> int:
+        """Return how many input tokens a request would be."""
+        return await self._completions.count(ask)
+
+    async def run(self, ask: Ask, client: Client) -> Reply | None:
+        """Serve one completion, or give again the answer that it got before; None when it was streamed."""
+        if ask.wish is None:
+            return await self._completions.run(ask, client)
+        agent = await self._completions.recognize(ask.key)
+        digest = request_sha256("POST", ask.dialect, ask.body)
+        match await self._replays.begin(ask.wish, agent, digest, ask.request_id):
+            case Apart():
+                return await self._completions.run(ask, client)
+            case Fresh(run):
+                return await self._once(run, ask, client)
+            case Replay() as replay:
+                return Reply(replay.status, replay.body, replay.headers, replay.content_type)
+
+    async def _once(self, run: Run, ask: Ask, client: Client) -> Reply | None:
+        """Serve it and keep its outcome; what ended before anything was dispatched leaves nothing behind."""
+        try:
+            reply = await self._completions.run(ask, Recorded(client, self._replays, run))
+            if reply is None:
+                return None
+            if keeps(reply.status, reply.charged_micros):
+                run.recorder.whole(reply.status, reply.body, reply.headers)
+                await self._replays.finished(run, run.recorder.transcript())
+            else:
+                await self._replays.dropped(run)
+        except MeshError as error:
+            await self._failed(run, ask, error)
+            raise
+        finally:
+            self._replays.abandoned(run)  # does nothing where it has ended
+        return reply
+
+    async def _failed(self, run: Run, ask: Ask, error: MeshError) -> None:
+        if error.reason not in DISPATCHED:
+            await self._replays.dropped(run)
+            return
+        told = failures.failure(error)
+        body = TELLINGS[ask.dialect].error_body(told.status, told.error, ask.request_id)
+        run.recorder.whole(told.status, body, told.headers)
+        await self._replays.finished(run, run.recorder.transcript())
