@@ -37,6 +37,7 @@ from gateway_svc.dialects.reading import (
     text,
     whole,
 )
+from gateway_svc.dialects.thinking import suited
 from mesh.errors import InvalidArgument, invalid
 
 MESSAGES_MAX = 10_000
@@ -166,8 +167,8 @@ def size(document: JsonObject) -> Size:
 
 
 def limited(request: Request, model: str, output_tokens: int) -> JsonObject:
-    """Return the request as it goes to a provider: with our limit in it."""
-    return {**request.document, "model": model, "max_tokens": output_tokens}
+    """Return the request as it goes to a provider: with our limit in it, and thinking as the model knows it."""
+    return suited({**request.document, "model": model, "max_tokens": output_tokens}, model, output_tokens)
 
 
 def _check_messages(value: Json) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway_svc import sse
@@ -149,6 +149,7 @@ EVENTS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(events=st.lists(EVENTS, max_size=12), cuts=st.lists(st.integers(0, 5_000), max_size=12), crlf=st.booleans())
 def test_where_a_stream_is_cut_changes_nothing(events: list[bytes], cuts: list[int], *, crlf: bool) -> None:
     data = b"".join(events)
@@ -160,6 +161,7 @@ def test_where_a_stream_is_cut_changes_nothing(events: list[bytes], cuts: list[i
     assert verdict(apart) == verdict(whole)
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=12))
 def test_the_meter_agrees_with_one_that_reads_every_event(events: list[bytes]) -> None:
     final: dict[str, Any] | None = None
@@ -191,6 +193,7 @@ def test_the_meter_agrees_with_one_that_reads_every_event(events: list[bytes]) -
     assert meter.counted_tokens == max(written, -(-counted // 4))
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=12), st.lists(st.integers(0, 5_000), max_size=5))
 def test_nothing_is_passed_twice_or_lost_before_the_end(events: list[bytes], cuts: list[int]) -> None:
     meter, passed = fed(b"".join(events), cuts)
