@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway_svc import sse
+from gateway_svc.dialects import Dialect, Request, chat, messages
+from gateway_svc.dialects.reading import JsonObject
+from gateway_svc.translations.chat_over_messages import ChatOverMessages
+from gateway_svc.translations.messages_over_chat import MessagesOverChat
+from mesh.errors import InvalidArgument
+
+OVER = ChatOverMessages()
+PIXEL = "data:image/png;base64,aGk="
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "object"}
+FIGURES: JsonObject = {
+    "input_tokens": 3,
+    "cache_read_input_tokens": 4,
+    "cache_creation_input_tokens": 5,
+    "output_tokens": 6,
+    "output_tokens_details": {"thinking_tokens": 2},
+}
+USAGE = {
+    "prompt_tokens": 12,
+    "completion_tokens": 6,
+    "total_tokens": 18,
+    "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 5},
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+
+
+def asked(**fields: Any) -> Request:
+    return chat.parse(orjson.dumps({"model": "claude", "messages": [{"role": "user", "content": "hi"}], **fields}))
+
+
+def translated(**fields: Any) -> Any:
+    return OVER.request(asked(**fields)).document
+
+
+def said(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+def test_a_conversation_with_tools_keeps_its_turns() -> None:
+    function = {"name": "f", "arguments": '{"a":1}'}
+    calls = [{"id": f"c{number}", "type": "function", "function": function} for number in (1, 2)]
+    document = translated(
+        messages=[
+            {"role": "developer", "content": "be kind"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": PIXEL}}],
+            },
+            {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "hm", "annotations": []},
+            {"role": "tool", "tool_call_id": "c1", "content": "one", "name": "f"},
+            {"role": "tool", "tool_call_id": "c2", "content": ""},
+            {"role": "user", "content": "go on"},
+        ]
+    )
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+    assert document["system"] == "be kind"
+    assert document["messages"] == [
+        {"role": "user", "content": [{"type": "text", "text": "look"}, image]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+                {"type": "tool_use", "id": "c2", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "one"}]},
+                {"type": "tool_result", "tool_use_id": "c2", "content": []},
+                {"type": "text", "text": "go on"},
+            ],
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"stop": "x"}, {"stop_sequences": ["x"]}),
+        ({"stop": ["x", "y"]}, {"stop_sequences": ["x", "y"]}),
+        ({"temperature": 2}, {"temperature": 1.0}),
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"user": "u"}, {"metadata": {"user_id": "u"}}),
+        ({"user": "u", "safety_identifier": "s"}, {"metadata": {"user_id": "s"}}),
+        ({"service_tier": "default"}, {"service_tier": "standard_only"}),
+        ({"response_format": {"type": "json_object"}}, {"system": "Answer with one JSON object and nothing else."}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "description": "d"},
+                },
+                "reasoning_effort": "minimal",
+            },
+            {
+                "output_config": {
+                    "effort": "low",
+                    "format": {"type": "json_schema", "schema": {"description": "d", **SCHEMA}},
+                },
+                "thinking": {"type": "adaptive", "display": "summarized"},
+            },
+        ),
+        ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}),
+        ({"tools": [FUNCTION]}, {"tool_choice": {"type": "auto"}}),
+        ({"tools": [FUNCTION], "tool_choice": "required"}, {"tool_choice": {"type": "any"}}),
+        (
+            {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"tool_choice": {"type": "tool", "name": "f"}},
+        ),
+        (
+            {"tools": [FUNCTION], "parallel_tool_calls": False},
+            {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+        ),
+        (
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True},
+                    }
+                ]
+            },
+            {"tools": [{"name": "f", "input_schema": SCHEMA, "description": "d", "strict": True}]},
+        ),
+    ],
+)
+def test_fields_find_their_place(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    document = translated(**fields)
+    assert {name: document.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "logprobs": False},
+        {"seed": None, "top_logprobs": 0, "store": False, "verbosity": "medium", "modalities": ["text"]},
+        {"metadata": {"a": "b"}, "prompt_cache_key": "k", "prompt_cache_retention": "24h"},
+        {"max_tokens": 5, "stream_options": {"include_usage": True}, "service_tier": "auto"},
+    ],
+)
+def test_what_changes_no_answer_adds_nothing(fields: dict[str, Any]) -> None:
+    assert translated(**fields) == translated()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"n": 2}, "n"),
+        ({"seed": 7}, "seed"),
+        ({"frequency_penalty": 0.1}, "frequency_penalty"),
+        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"logprobs": True}, "logprobs"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"messages": [{"role": "user", "name": "ada", "content": "hi"}]}, "messages[0].name"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]},
+            "messages[0].function_call",
+        ),
+        ({"messages": [{"role": "system", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        (said({"type": "file", "file": {"file_id": "f"}}), "messages[0].content[0]"),
+        (said({"type": "file", "file": {"file_data": "data:text/csv;base64,aGk="}}), "messages[0].content[0]"),
+        (
+            said({"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}),
+            "messages[0].content[0].image_url.detail",
+        ),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0]"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+    ],
+)
+def test_what_has_no_place_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        translated(**fields)
+    assert (caught.value.reason, caught.value.details["field"]) == ("UNTRANSLATABLE_FIELD", field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tool_choice": "sometimes", "tools": [FUNCTION]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}]},
+            "messages[0].tool_calls[0]",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "[1]"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
+    ],
+)
+def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        translated(**fields)
+    assert (caught.value.reason, caught.value.details["field"]) == ("INVALID_FIELD", field)
+
+
+def test_a_pdf_is_a_document() -> None:
+    url = "data:application/pdf;base64,aGk="
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": url}}
+    source = {"type": "base64", "media_type": "application/pdf", "data": "aGk="}
+    assert translated(**said(part))["messages"][0]["content"] == [
+        {"type": "document", "source": source, "title": "a.pdf"}
+    ]
+
+
+def test_the_request_becomes_one_of_messages_with_the_clients_limit_and_end_user() -> None:
+    far = OVER.request(asked(max_completion_tokens=50, stream=True, user="u", tools=[FUNCTION]))
+    assert (far.dialect, far.stream, far.max_tokens, far.end_user, far.tools) == (
+        Dialect.MESSAGES,
+        True,
+        50,
+        "u",
+        ("f",),
+    )
+    assert messages.limited(far, "claude", 7)["max_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "limit", "thinking"),
+    [
+        ("claude-sonnet-4-5-20250929", "low", 8_000, {"type": "enabled", "budget_tokens": 2_000}),
+        ("claude-sonnet-4-20250514", "medium", 8_000, {"type": "enabled", "budget_tokens": 4_000}),
+        ("claude-3-7-sonnet-20250219", "high", 8_000, {"type": "enabled", "budget_tokens": 6_000}),
+        ("us.anthropic.claude-opus-4-1-20250805-v1:0", "low", 1_100, {"type": "enabled", "budget_tokens": 1_024}),
+        ("claude-haiku-4-5", "low", 1_024, None),
+        ("claude-opus-4-6", "high", 8_000, {"type": "adaptive"}),
+        ("claude-opus-5", "high", 8_000, {"type": "adaptive"}),
+        ("another-model", "high", 8_000, {"type": "adaptive"}),
+    ],
+)
+def test_effort_is_a_budget_for_models_that_know_no_other(
+    model: str, effort: str, limit: int, thinking: dict[str, Any] | None
+) -> None:
+    document: Any = messages.limited(OVER.request(asked(reasoning_effort=effort)), model, limit)
+    expected = None if thinking is None else {**thinking, "display": "summarized"}
+    assert document.get("thinking") == expected
+    assert ("output_config" in document) is (thinking is not None and thinking["type"] == "adaptive")
+
+
+def message(*content: Any, stop: str = "end_turn") -> JsonObject:
+    return {"id": "msg_1", "model": "claude", "content": list(content), "stop_reason": stop, "usage": FIGURES}
+
+
+def test_a_message_is_an_answer() -> None:
+    told: Any = OVER.answer(
+        message(
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "redacted_thinking", "data": "d"},
+            {"type": "text", "text": "hi"},
+            {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}},
+            stop="tool_use",
+        ),
+        asked(),
+    )
+    assert told["choices"] == [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": "hi",
+                "reasoning_content": "hm",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
+            },
+            "logprobs": None,
+            "finish_reason": "tool_calls",
+        }
+    ]
+    assert told["usage"] == USAGE
+
+
+@pytest.mark.parametrize(
+    ("stop", "finish"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+        ("brand_new", "stop"),
+    ],
+)
+def test_the_reason_to_stop_is_translated(stop: str, finish: str) -> None:
+    told: Any = OVER.answer(message(stop=stop), asked())
+    assert told["choices"][0]["finish_reason"] == finish
+
+
+def test_an_answer_without_content_is_none() -> None:
+    with pytest.raises(ValueError, match="content"):
+        OVER.answer({"type": "error"}, asked())
+
+
+def event(kind: str, **members: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\n" + sse.event(orjson.dumps({"type": kind, **members}))
+
+
+def opened(index: int, **block: Any) -> bytes:
+    return event("content_block_start", index=index, content_block=block)
+
+
+def delta(index: int, **members: Any) -> bytes:
+    return event("content_block_delta", index=index, delta=members)
+
+
+def closed(index: int) -> bytes:
+    return event("content_block_stop", index=index)
+
+
+HEAD = event("message_start", message={"id": "msg_1", "model": "claude", "usage": {**FIGURES, "output_tokens": 1}})
+LAST = [
+    event("message_delta", delta={"stop_reason": "tool_use"}, usage={"output_tokens": 6}),
+    event("message_stop"),
+]
+
+
+def streamed(*events: bytes, usage_wanted: bool = True) -> list[Any]:
+    fields = {"stream_options": {"include_usage": True}} if usage_wanted else {}
+    stream = OVER.stream(asked(stream=True, **fields))
+    told = b"".join(stream.take(part) for part in (HEAD, *events)) + b"".join(stream.end(LAST))
+    return [orjson.loads(sse.data_of(found)) for found in sse.Splitter().feed(told)]
+
+
+def test_a_stream_is_told_in_chunks() -> None:
+    chunks = streamed(
+        event("ping"),
+        opened(0, type="thinking", thinking="", signature=""),
+        delta(0, type="thinking_delta", thinking="hm") + delta(0, type="signature_delta", signature="s"),
+        closed(0),
+        opened(1, type="text", text=""),
+        delta(1, type="text_delta", text='say "hi"'),
+        closed(1),
+        opened(2, type="tool_use", id="c1", name="f", input={}),
+        delta(2, type="input_json_delta", partial_json=""),
+        delta(2, type="input_json_delta", partial_json='{"a":1}'),
+        closed(2),
+        opened(3, type="tool_use", id="c2", name="g", input={}),
+        closed(3),
+    )
+    assert [found["choices"][0]["delta"] for found in chunks[:-1]] == [
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "hm"},
+        {"content": 'say "hi"'},
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a":1}'}}]},
+        {"tool_calls": [{"index": 1, "id": "c2", "type": "function", "function": {"name": "g", "arguments": ""}}]},
+        {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]},
+        {},
+    ]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+    assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], USAGE)
+    assert {(found["id"], found["object"], found["model"]) for found in chunks} == {
+        ("msg_1", "chat.completion.chunk", "claude")
+    }
+
+
+@pytest.mark.parametrize("usage_wanted", [True, False])
+def test_chunks_have_an_empty_usage_only_where_usage_is_wanted(*, usage_wanted: bool) -> None:
+    chunks = streamed(delta(0, type="text_delta", text="hi"), usage_wanted=usage_wanted)
+    assert ["usage" in found for found in chunks[:-1]] == [usage_wanted] * 3
+
+
+@pytest.mark.parametrize("events", [b"data: {nonsense\n\n", b"data: []\n\n", b"data: {}\n\n"])
+def test_what_is_no_stream_of_messages_is_told_apart(events: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        OVER.stream(asked(stream=True)).take(events)
+
+
+CALLS = st.lists(st.dictionaries(st.text(max_size=3), st.integers(0, 99)), max_size=3)
+
+
+@settings(deadline=None)
+@given(system=st.text(min_size=1), texts=st.lists(st.text(min_size=1), min_size=1, max_size=3), inputs=CALLS)
+def test_a_request_goes_there_and_back(system: str, texts: list[str], inputs: list[dict[str, int]]) -> None:
+    calls = [
+        {"id": f"c{index}", "type": "function", "function": {"name": "f", "arguments": orjson.dumps(given).decode()}}
+        for index, given in enumerate(inputs)
+    ]
+    sent: list[Any] = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": [{"type": "text", "text": text} for text in texts]},
+    ]
+    if calls:
+        sent.append({"role": "assistant", "content": None, "tool_calls": calls})
+        sent += [{"role": "tool", "tool_call_id": f"c{index}", "content": "done"} for index in range(len(calls))]
+    back: Any = MessagesOverChat().request(OVER.request(asked(messages=sent))).document
+    assert back["messages"] == sent
+
+
+@settings(deadline=None)
+@given(thought=st.text(min_size=1), text=st.text(min_size=1), inputs=CALLS)
+def test_an_answer_goes_there_and_back(thought: str, text: str, inputs: list[dict[str, int]]) -> None:
+    content = [
+        {"type": "thinking", "thinking": thought, "signature": ""},
+        {"type": "text", "text": text},
+        *({"type": "tool_use", "id": f"c{index}", "name": "f", "input": told} for index, told in enumerate(inputs)),
+    ]
+    sent = message(*content, stop="tool_use" if inputs else "end_turn")
+    near = messages.parse(
+        orjson.dumps({"model": "m", "messages": [{"role": "user", "content": ""}], "thinking": {"type": "adaptive"}})
+    )
+    back = MessagesOverChat().answer(OVER.answer(sent, asked()), near)
+    assert {name: back[name] for name in ("content", "stop_reason", "usage")} == {
+        name: sent[name] for name in ("content", "stop_reason", "usage")
+    }
