@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -202,6 +203,18 @@ async def test_one_connection_too_many_is_told_to_come_back(mesh: Mesh, tmp_path
                 assert headers["retry-after"] == "1"
         lines[0].send(GET + b"\r\n")
         assert (await lines[0].answer())[0] == 200
+
+
+async def test_a_refused_client_that_sends_all_before_it_listens_hears_why(mesh: Mesh, tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    async with full(mesh, tmp_path) as (small, _):
+        with socket.socket() as busy:
+            busy.setblocking(False)
+            await loop.sock_connect(busy, ("127.0.0.1", int(small.url.rpartition(":")[2])))
+            for _ in range(5):
+                await loop.sock_sendall(busy, POST + b"x: y\r\n" * 100)
+                await asyncio.sleep(0.05)
+            assert (await loop.sock_recv(busy, 4096)).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_a_connection_that_ends_makes_room(mesh: Mesh, tmp_path: Path) -> None:
