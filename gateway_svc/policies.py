@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeAlias
+
+from gateway_svc.globs import EVERYTHING, permit
+
+Lists: TypeAlias = frozenset[frozenset[str]]  # each must take a name in; none: every name is allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +25,41 @@ class Rate:
 class Policy:
     """One rule, or what several rules together come to; `ANYTHING` restricts nothing.
 
-    `allowed_models` holds names and prefixes that end in `*`, none of which covers another; None: every model.
+    Lists of names stay apart when rules are merged and all of them must allow a name, so that no merge can widen what
+    one of them allows, whatever globs they hold.
     """
 
-    allowed_models: frozenset[str] | None = None
+    allowed_models: Lists = frozenset()
+    allowed_tools: Lists = frozenset()
+    allowed_endpoints: Lists = frozenset()
+    allowed_providers: Lists = frozenset()
     max_tokens_per_request: int | None = None
+    max_cost_micros_per_request: int | None = None
+    cut_abandoned_streams: bool = False
     rates: tuple[Rate, ...] = ()
 
     def allows(self, model: str) -> bool:
         """Return whether a model may be asked for."""
-        return self.allowed_models is None or any(covers(pattern, model) for pattern in self.allowed_models)
+        return not self.allowed_models or permit(self.allowed_models, model)
+
+    def allows_tool(self, name: str) -> bool:
+        """Return whether a tool may be offered to a model or called."""
+        return not self.allowed_tools or permit(self.allowed_tools, name)
+
+    def allows_endpoint(self, name: str) -> bool:
+        """Return whether an endpoint may be asked, such as chat.completions."""
+        return not self.allowed_endpoints or permit(self.allowed_endpoints, name)
+
+    def allows_provider(self, name: str) -> bool:
+        """Return whether a request may go to a provider."""
+        return not self.allowed_providers or permit(self.allowed_providers, name)
+
+    @property
+    def requests_per_minute(self) -> int | None:
+        """Return the tightest of the request rates."""
+        return min(
+            (rate.requests_per_minute for rate in self.rates if rate.requests_per_minute is not None), default=None
+        )
 
     @property
     def tokens_per_minute(self) -> int | None:
@@ -44,17 +74,31 @@ ANYTHING = Policy()
 class Terms:
     """What a policy limits; None: no limit of this kind."""
 
-    allowed_models: tuple[str, ...] | None
-    max_tokens_per_request: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
+    allowed_models: tuple[str, ...] | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    allowed_endpoints: tuple[str, ...] | None = None
+    allowed_providers: tuple[str, ...] | None = None
+    max_tokens_per_request: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_cost_micros_per_request: int | None = None
+    cut_abandoned_streams: bool = False
 
 
-def policy(models: Iterable[str] | None, max_tokens_per_request: int | None, rate: Rate) -> Policy:
-    """Build one rule in the form that `merge` keeps."""
+def policy(terms: Terms, target_id: str) -> Policy:
+    """Build the rule that terms on a target are, in the form that `merge` keeps."""
+    rate = Rate(target_id, terms.requests_per_minute, terms.tokens_per_minute)
     limited = rate.requests_per_minute is not None or rate.tokens_per_minute is not None
-    allowed = None if models is None else _narrowest(models)
-    return Policy(allowed, max_tokens_per_request, (rate,) if limited else ())
+    return Policy(
+        allowed_models=_lists(terms.allowed_models),
+        allowed_tools=_lists(terms.allowed_tools),
+        allowed_endpoints=_lists(terms.allowed_endpoints),
+        allowed_providers=_lists(terms.allowed_providers),
+        max_tokens_per_request=terms.max_tokens_per_request,
+        max_cost_micros_per_request=terms.max_cost_micros_per_request,
+        cut_abandoned_streams=terms.cut_abandoned_streams,
+        rates=(rate,) if limited else (),
+    )
 
 
 def merge(policies: Iterable[Policy]) -> Policy:
@@ -62,37 +106,34 @@ def merge(policies: Iterable[Policy]) -> Policy:
     return reduce(_merge_two, policies, ANYTHING)
 
 
-def covers(pattern: str, name: str) -> bool:
-    """Return whether a pattern takes in a model's name, or everything that another pattern takes in."""
-    if pattern.endswith("*"):
-        return name.startswith(pattern[:-1])
-    return pattern == name
+def _lists(names: Iterable[str] | None) -> Lists:
+    """Return no list for one that allows everything, so that it costs nothing to ask."""
+    if names is None:
+        return frozenset()
+    patterns = frozenset(names)
+    return frozenset() if EVERYTHING in patterns else frozenset({patterns})
 
 
 def _merge_two(one: Policy, other: Policy) -> Policy:
-    rates: dict[str, Rate] = {rate.target_id: rate for rate in one.rates}
-    for rate in other.rates:
+    return Policy(
+        allowed_models=one.allowed_models | other.allowed_models,
+        allowed_tools=one.allowed_tools | other.allowed_tools,
+        allowed_endpoints=one.allowed_endpoints | other.allowed_endpoints,
+        allowed_providers=one.allowed_providers | other.allowed_providers,
+        max_tokens_per_request=_least(one.max_tokens_per_request, other.max_tokens_per_request),
+        max_cost_micros_per_request=_least(one.max_cost_micros_per_request, other.max_cost_micros_per_request),
+        cut_abandoned_streams=one.cut_abandoned_streams or other.cut_abandoned_streams,
+        rates=_all_rates(one.rates, other.rates),
+    )
+
+
+def _all_rates(one: tuple[Rate, ...], other: tuple[Rate, ...]) -> tuple[Rate, ...]:
+    """Keep one rate for each target: each is counted by itself."""
+    rates: dict[str, Rate] = {rate.target_id: rate for rate in one}
+    for rate in other:
         before = rates.get(rate.target_id)
         rates[rate.target_id] = rate if before is None else _tightest(before, rate)
-    return Policy(
-        _both_models(one.allowed_models, other.allowed_models),
-        _least(one.max_tokens_per_request, other.max_tokens_per_request),
-        tuple(rates[target_id] for target_id in sorted(rates)),
-    )
-
-
-def _both_models(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return _narrowest(
-        [a for a in one if any(covers(b, a) for b in other)] + [b for b in other if any(covers(a, b) for a in one)]
-    )
-
-
-def _narrowest(patterns: Iterable[str]) -> frozenset[str]:
-    """Drop every pattern that another one covers, so that equal sets look equal."""
-    every = set(patterns)
-    return frozenset(name for name in every if not any(other != name and covers(other, name) for other in every))
+    return tuple(rates[target_id] for target_id in sorted(rates))
 
 
 def _tightest(one: Rate, other: Rate) -> Rate:

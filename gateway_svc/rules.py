@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from gateway_svc.calls import Calls
-from gateway_svc.policies import Policy, Rate, merge, policy
+from gateway_svc.policies import Policy, merge, policy
 from gateway_svc.store import policies as store
 from mesh.clock import monotonic_ms
 from mesh.db import Database
@@ -38,15 +38,9 @@ class Rules:
 
     async def _read(self, path: tuple[str, ...]) -> Policy:
         until_ms = monotonic_ms() + KEPT_MS  # from before the read: a change during it is seen in time
-        merged = merge(_rule(stored) for stored in await store.policies_on(self._db, path))
+        merged = merge(policy(stored.terms, stored.target_id) for stored in await store.policies_on(self._db, path))
         self._entries.pop(path, None)
         self._entries[path] = _Entry(merged, until_ms)
         if len(self._entries) > ENTRIES_MAX:
             self._entries.popitem(last=False)
         return merged
-
-
-def _rule(stored: store.StoredPolicy) -> Policy:
-    terms = stored.terms
-    rate = Rate(stored.target_id, terms.requests_per_minute, terms.tokens_per_minute)
-    return policy(terms.allowed_models, terms.max_tokens_per_request, rate)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway_svc import bounds
 from gateway_svc.bounds import Bound, Model, bound, upstream_body
 from gateway_svc.chat import ChatRequest, parse
-from gateway_svc.policies import ANYTHING, Policy, Rate, policy
+from gateway_svc.policies import ANYTHING, Policy, Terms, policy
 from mesh.errors import InvalidArgument
 
 GPT = Model("openai", "gpt-4.1", 100_000, 8_000)
@@ -24,7 +24,7 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def limited(*, per_request: int | None = None, tpm: int | None = None) -> Policy:
-    return policy(None, per_request, Rate("org_1", None, tpm))
+    return policy(Terms(max_tokens_per_request=per_request, tokens_per_minute=tpm), "org_1")
 
 
 @pytest.mark.parametrize(

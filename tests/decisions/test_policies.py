@@ -1,15 +1,25 @@
 from __future__ import annotations
 
-from hypothesis import given
+import re
+import time
+from itertools import product
+
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway_svc.policies import ANYTHING, Policy, Rate, covers, merge, policy
+from gateway_svc.globs import Glob, compiled
+from gateway_svc.policies import ANYTHING, Policy, Rate, Terms, merge, policy
 
-names = st.text("ab-", min_size=1, max_size=4)
-patterns = names | names.map("{}*".format) | st.just("*")
+names = st.text("ab-.", min_size=1, max_size=6)
+patterns = st.text("ab*.", min_size=1, max_size=5)
+lists = st.none() | st.lists(patterns, max_size=4).map(tuple)
 limits = st.none() | st.integers(1, 50)
-rates = st.builds(Rate, st.sampled_from(["org_1", "ws_1", "grp_1", "agt_1"]), limits, limits)
-rules = st.builds(policy, st.none() | st.lists(patterns, max_size=4), limits, rates)
+targets = st.sampled_from(["org_1", "ws_1", "grp_1", "agt_1"])
+terms = st.builds(Terms, lists, lists, lists, lists, limits, limits, limits, limits, st.booleans())
+rules = st.builds(policy, terms, targets)
+NAMED = ("allows", "allows_tool", "allows_endpoint", "allows_provider")
+LEAST = ("max_tokens_per_request", "max_cost_micros_per_request", "requests_per_minute", "tokens_per_minute")
 
 
 def limit_of(merged: Policy, target_id: str) -> Rate:
@@ -28,21 +38,29 @@ def test_a_merge_is_commutative(a: Policy, b: Policy) -> None:
 
 @given(rules)
 def test_a_merge_with_itself_or_with_nothing_changes_nothing(a: Policy) -> None:
-    assert merge([a, a]) == merge([a]) == merge([a, ANYTHING])
+    assert merge([a, a]) == merge([a]) == merge([a, ANYTHING]) == merge([ANYTHING, a]) == a
 
 
 @given(rules, rules, names)
-def test_a_merge_allows_exactly_the_models_that_all_allow(a: Policy, b: Policy, name: str) -> None:
-    assert merge([a, b]).allows(name) is (a.allows(name) and b.allows(name))
+def test_a_merge_allows_exactly_the_names_that_all_allow(a: Policy, b: Policy, name: str) -> None:
+    merged = merge([a, b])
+    for allows in NAMED:
+        assert getattr(merged, allows)(name) is (getattr(a, allows)(name) and getattr(b, allows)(name))
 
 
 @given(rules, rules)
-def test_a_merge_never_widens_a_limit(a: Policy, b: Policy) -> None:
+def test_a_merged_limit_is_the_least_of_those_that_there_are(a: Policy, b: Policy) -> None:
+    merged = merge([a, b])
+    for field in LEAST:
+        given_limits = [limit for one in (a, b) if (limit := getattr(one, field)) is not None]
+        assert getattr(merged, field) == min(given_limits, default=None)
+    assert merged.cut_abandoned_streams is (a.cut_abandoned_streams or b.cut_abandoned_streams)
+
+
+@given(rules, rules)
+def test_a_merge_widens_the_rate_of_no_target(a: Policy, b: Policy) -> None:
     merged = merge([a, b])
     for one in (a, b):
-        if one.max_tokens_per_request is not None:
-            assert merged.max_tokens_per_request is not None
-            assert merged.max_tokens_per_request <= one.max_tokens_per_request
         for rate in one.rates:
             kept = limit_of(merged, rate.target_id)
             for before, after in (
@@ -52,11 +70,38 @@ def test_a_merge_never_widens_a_limit(a: Policy, b: Policy) -> None:
                 assert before is None or (after is not None and after <= before)
 
 
-def test_an_empty_list_of_models_allows_none() -> None:
-    assert not policy([], None, Rate("org_1", None, None)).allows("mock-model")
+@pytest.mark.parametrize("allows", NAMED)
+def test_an_empty_list_allows_nothing_and_no_list_everything(allows: str) -> None:
+    assert not getattr(policy(Terms((), (), (), ()), "org_1"), allows)("mock-model")
+    assert getattr(policy(Terms(), "org_1"), allows)("mock-model")
 
 
-def test_a_star_alone_covers_everything_and_a_name_only_itself() -> None:
-    assert covers("*", "anything")
-    assert covers("gpt-*", "gpt-6")
-    assert not covers("gpt-6", "gpt-6-mini")
+def test_a_rule_that_allows_everything_is_no_rule() -> None:
+    assert policy(Terms(("*", "gpt-*"), ("*",), ("*",), ("*",)), "org_1") == ANYTHING
+
+
+@given(patterns, names)
+@example("a*a", "a")
+@example("a*b*a", "aba")
+@example("**", "a")
+@example("a.b", "a-b")
+def test_a_star_is_any_run_of_characters_and_nothing_else_is_special(pattern: str, name: str) -> None:
+    model = ".*".join(re.escape(part) for part in pattern.split("*"))
+    assert compiled(frozenset({pattern})).match(name) is (re.fullmatch(model, name, re.DOTALL) is not None)
+
+
+def test_every_short_pattern_takes_in_what_its_regular_expression_does() -> None:
+    words = ["".join(word) for size in range(5) for word in product("ab", repeat=size)]
+    for size in range(1, 5):
+        for letters in product("ab*", repeat=size):
+            pattern = "".join(letters)
+            model = re.compile(pattern.replace("*", ".*"))
+            asked = compiled(frozenset({pattern}))
+            assert [asked.match(word) for word in words] == [model.fullmatch(word) is not None for word in words]
+
+
+def test_a_pattern_of_many_stars_is_asked_in_linear_time() -> None:
+    glob = Glob.of("*a" * 99 + "*b*")
+    started = time.perf_counter()
+    assert not glob.matches("a" * 1_000_000)
+    assert time.perf_counter() - started < 0.5
