@@ -39,6 +39,7 @@ class Gateway:
 
     db: Database
     directory: Directory
+    rules: Rules
     ledger: Ledger
     catalog: Catalog
     http: HttpServer
@@ -47,7 +48,7 @@ class Gateway:
     @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
+        return (self.directory.run, self.rules.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
         """Finish what is open: completions first, then what the ledger has not answered."""
@@ -64,18 +65,18 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         _providers(settings) as providers,
     ):
         directory, catalog = Directory(channels.identity, SystemClock()), Catalog(channels.ledger)
-        ledger, rates = Ledger(channels.ledger), Rates(redis)
-        admission = Admission(directory, Rules(database), rates, catalog)
+        ledger, rates, rules = Ledger(channels.ledger), Rates(redis), Rules(database)
+        admission = Admission(directory, rules, rates, catalog)
         completions = Completions(admission, ledger, Credentials(channels.vault, _platform(settings)), providers)
         instance = f"gateway-{runtime.replica}"
         endpoints = Endpoints(
             Endpoint(completions, settings.in_flight_max, instance),
             Models(admission),
-            Health(directory, ledger, catalog, rates, database),
+            Health(directory, rules, ledger, catalog, rates, database),
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime), deliver)
+        yield Gateway(database, directory, rules, ledger, catalog, HttpServer(app, runtime), deliver)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from gateway_svc.charging import Ledger
 from gateway_svc.chat import JsonObject
 from gateway_svc.http.answers import json_response
 from gateway_svc.rates import Rates
+from gateway_svc.rules import Rules
 from gateway_svc.who import Directory
 from mesh.db import Database
 from mesh.errors import MeshError
@@ -24,8 +25,11 @@ UNAVAILABLE = 503
 class Health:
     """What this gateway stands on."""
 
-    def __init__(self, directory: Directory, ledger: Ledger, catalog: Catalog, rates: Rates, db: Database) -> None:
+    def __init__(
+        self, directory: Directory, rules: Rules, ledger: Ledger, catalog: Catalog, rates: Rates, db: Database
+    ) -> None:
         self._directory = directory
+        self._rules = rules
         self._ledger = ledger
         self._catalog = catalog
         self._rates = rates
@@ -38,6 +42,7 @@ class Health:
         database, valkey = await asyncio.gather(self._database(), self._valkey())
         checks = {
             "identity": self._directory.fresh,
+            "policies": self._rules.fresh,
             "ledger": self._ledger.leased and self._catalog.loaded,
             "valkey": valkey,
             "database": database,
