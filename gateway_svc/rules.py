@@ -65,11 +65,11 @@ class Rules:
         if entry is not None and self._proves(entry.read_at_ms):
             self._entries.move_to_end(path)
             return entry.policy
-        return await self._reads.share(path, lambda: self._read(path))
-
-    async def levels(self, path: Path) -> tuple[Level, ...]:
-        """Return each policy on a path by itself, from the organization down, as PostgreSQL has them now."""
-        return (await levels(self._db, path))[1]
+        try:
+            async with asyncio.timeout(READ_MS_MAX / 1000):  # a connection that says nothing is given up much later
+                return await self._reads.share(path, lambda: self._read(path))
+        except TimeoutError:
+            raise _unreadable("the database does not say in time what the policies are") from None
 
     async def run(self) -> None:
         """Follow what changes, for ever."""
@@ -100,11 +100,7 @@ class Rules:
         for _ in range(READS_MAX):
             async with self._reading:  # who waits here is one of the completions in flight, which are bounded
                 began_ms = monotonic_ms()
-                try:
-                    async with asyncio.timeout(READ_MS_MAX / 1000):
-                        revision, found = await levels(self._db, path)
-                except TimeoutError:
-                    raise _unreadable("the database does not say in time what the policies are") from None
+                revision, found = await levels(self._db, path)
             # Else a change came after it, or may have come.
             if revision >= self._revision and self._proves(began_ms):
                 return self._keep(path, _Entry(merge(level.policy for level in found), began_ms))

@@ -253,7 +253,8 @@ async def gateway_running(
     bill_file = folder / f"{fresh('bill')}.jsonl"
     port = children.free_port()
     runtime = dataclasses.replace(mesh.runtime, gateway_port=port, **_runtime_of(settings))
-    own = Settings(database_url=mesh.house.dsn("gateway"), mock_bill_file=bill_file, **settings)
+    database_url = settings.pop("database_url", mesh.house.dsn("gateway"))
+    own = Settings(database_url=database_url, mock_bill_file=bill_file, **settings)
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(channels(runtime))
         built = await stack.enter_async_context(gateway(runtime, own, opened))

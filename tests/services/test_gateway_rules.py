@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,7 @@ class Counted(Database):
         self.reads = 0
         self.polls = 0
         self.down = False
+        self.told: dict[str, Any] = {}  # what polls are told instead
         self.on_read: Callable[[], Awaitable[None]] | None = None
 
     async def rows(self, query: str, *values: object) -> list[db.Row]:
@@ -44,10 +47,10 @@ class Counted(Database):
             await self.on_read()
         return found
 
-    async def one(self, query: str, *values: object) -> db.Row:
+    async def one(self, query: str, *values: object) -> Any:
         self._check()
         self.polls += 1
-        return await self._inner.one(query, *values)
+        return dict(await self._inner.one(query, *values)) | self.told
 
     def _check(self) -> None:
         if self.down:
@@ -157,6 +160,28 @@ async def test_without_the_loop_what_is_kept_counts_for_700_ms(database: Databas
     await add(database, path[0], path[3])
     assert FRESH_MS / 2 < await seen_after_ms(rules, path, 5) < 1_000
     assert not rules.fresh
+    assert counted.reads == 2
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"server_since": datetime(2026, 1, 1, tzinfo=UTC)},  # after a failover
+        {"latest": 0},  # a backup of before
+        {"oldest": 2**62},  # what came in between was pruned
+        {"targets": ["org_x"] * changes.READ_MAX},  # more than is read at once
+    ],
+)
+async def test_what_cannot_be_followed_drops_all_that_is_kept(database: Database, told: dict[str, Any]) -> None:
+    await add(database, ids.new(ids.Kind.ORGANIZATION), fresh("target"))
+    counted, path = Counted(database), a_path()
+    rules = Rules(counted)
+    async with following(rules):
+        await rules.over(path)
+        counted.told = told
+        polls = counted.polls
+        await until(lambda: counted.polls >= polls + 2)
+        await rules.over(path)
     assert counted.reads == 2
 
 
