@@ -20,7 +20,7 @@ from gateway_svc.providers import Provider
 from gateway_svc.providers.anthropic import Anthropic
 from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
-from gateway_svc.providers.upstream import Upstream
+from gateway_svc.providers.upstream import Room, Upstream
 from gateway_svc.rates import Rates
 from gateway_svc.rules import Rules
 from gateway_svc.settings import Settings
@@ -80,8 +80,9 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
 
 @asynccontextmanager
 async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
-    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False)
-    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True)
+    room = Room()
+    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False, room=room)
+    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True, room=room)
     try:
         yield {
             "mock": Mock(settings.mock_bill_file),
