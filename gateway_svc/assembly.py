@@ -99,8 +99,9 @@ async def _keys(channels: Channels) -> AsyncGenerator[IdentityKeys]:
 
 @asynccontextmanager
 async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
-    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False)
-    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True)
+    room = Room()
+    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False, room=room)
+    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True, room=room)
     try:
         yield {
             "mock": Mock(settings.mock_bill_file),

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from gateway_svc.globs import EVERYTHING, permit
 
+PER_MINUTE_MAX = 10**11  # counted in units of a minute's milliseconds, it stays exact in Valkey's doubles
+
 Lists: TypeAlias = frozenset[frozenset[str]]  # each must take a name in; none: every name is allowed
 
 

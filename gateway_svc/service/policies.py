@@ -7,7 +7,7 @@ from gateway_svc.policies import policy
 from gateway_svc.service.resolver import TARGETS, Resolver
 from gateway_svc.store import policies as store
 from gateway_svc.store import policy_changes as changes
-from gateway_svc.terms import LIMITS, LISTS, changed_terms, checked_asked, checked_name, checked_terms
+from gateway_svc.terms import LIMITS_MAX, LISTS, changed_terms, checked_asked, checked_name, checked_terms
 from gateway_svc.verdicts import Level, explain
 from mandate.gateway.v1 import policies_pb2 as pb
 from mandate.gateway.v1 import policies_pb2_grpc as rpc
@@ -117,6 +117,6 @@ def _removed(made: pb.Policy) -> Fact:
 def _fact(action: str, made: pb.Policy) -> Fact:
     """Say what was done, with every limit that the policy has after it."""
     terms = wire.terms_of(made)
-    limits = {field: limit for field in (*LISTS, *LIMITS) if (limit := getattr(terms, field)) is not None}
+    limits = {field: limit for field in (*LISTS, *LIMITS_MAX) if (limit := getattr(terms, field)) is not None}
     cut = {"cut_abandoned_streams": True} if terms.cut_abandoned_streams else {}
     return Fact(made.organization_id, action, made.id, {"target_id": made.target_id} | limits | cut)

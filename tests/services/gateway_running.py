@@ -265,7 +265,8 @@ async def gateway_running(
         stack.push_async_callback(built.drain)
         resolve = service.Resolver(built.parts.db, opened.identity)
         registrations = service.registrations(built.parts.db, resolve, opened.ledger)
-        address = await stack.enter_async_context(mesh.house.serving("gateway", registrations, built.parts.keys, resolve))
+        serving = mesh.house.serving("gateway", registrations, built.parts.keys, resolve)
+        address = await stack.enter_async_context(serving)
         edge = await stack.enter_async_context(mesh.house.channel("gateway", address, as_service="edge"))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         running = RunningGateway(
