@@ -24,7 +24,7 @@ from gateway_svc.providers import Provider
 from gateway_svc.providers.anthropic import Anthropic
 from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
-from gateway_svc.providers.upstream import Upstream
+from gateway_svc.providers.upstream import Room, Upstream
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import Retention
 from gateway_svc.replays import Limits
