@@ -6,9 +6,9 @@ provider refuses (408, 409, 425, 429, 5xx; our key; a model that it does not hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway_svc import failures
 from gateway_svc.breaker import Admitted as Leave
@@ -53,13 +53,15 @@ class Attempts:
     def __init__(self, credentials: Credentials, circuits: Circuits) -> None:
         self._credentials = credentials
         self._circuits = circuits
+        self._cooling = Circuits()  # by model: which of them are tried last
 
     @asynccontextmanager
     async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
         """Give the first answer that serves, else the last refusal; Unserved where nobody could be asked."""
         refusal: Refusal | None = None
         missed: MeshError | None = None
-        for route, choice in enumerate(passage.admitted.choices):
+        for route in self._order(passage.admitted.choices):
+            choice = passage.admitted.choices[route]
             leave = self._leave(choice)
             if isinstance(leave, Open):
                 missed = missed or _out_of_order(choice, leave)
@@ -91,6 +93,8 @@ class Attempts:
         try:
             async with choice.provider.ask(call_of(passage, choice)) as exchange:
                 self._judge(leave, exchange)
+                if exchange.status == LIMITED:
+                    self._cool(choice, exchange.retry_after)
                 yield exchange
         except (NotSent, BrokenOff):
             if leave is not None:
@@ -100,6 +104,31 @@ class Attempts:
             if leave is not None:
                 self._circuits.abandoned(leave)
 
+    def _order(self, choices: Sequence[Choice]) -> list[int]:
+        """Put those last whose provider has just said that it takes no more of this model; they are tried all the same.
+
+        Another request of fewer tokens may pass where one did not.
+        """
+        return sorted(range(len(choices)), key=lambda route: self._is_cooling(choices[route]))
+
+    def _is_cooling(self, choice: Choice) -> bool:
+        if choice.circuit is None:
+            return False
+        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), monotonic_ms())
+        if isinstance(leave, Open):
+            return True
+        self._cooling.abandoned(leave)
+        return False
+
+    def _cool(self, choice: Choice, retry_after: str) -> None:
+        """Remember for how long a model is to be tried last."""
+        if choice.circuit is None:
+            return
+        now_ms = monotonic_ms()
+        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), now_ms)
+        if not isinstance(leave, Open):
+            self._cooling.limited(leave, failures.seconds_of(retry_after) * 1_000, now_ms)
+
     def _leave(self, choice: Choice) -> Leave | Open | None:
         circuit = choice.circuit
         return None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
@@ -107,10 +136,7 @@ class Attempts:
     def _judge(self, leave: Leave | None, exchange: Exchange) -> None:
         if leave is None:
             return
-        if exchange.status == LIMITED:
-            after_ms = failures.seconds_of(exchange.retry_after) * 1_000
-            self._circuits.limited(leave, after_ms, monotonic_ms())
-        elif exchange.status >= FIRST_SERVER_ERROR:
+        if exchange.status >= FIRST_SERVER_ERROR:
             self._circuits.failed(leave, monotonic_ms())
         else:
             self._circuits.succeeded(leave, monotonic_ms())
