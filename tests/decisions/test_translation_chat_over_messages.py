@@ -383,6 +383,18 @@ def test_a_stream_is_told_in_chunks() -> None:
     }
 
 
+def test_a_call_without_arguments_has_an_empty_object_before_the_next_begins() -> None:
+    tool = {"type": "tool_use", "name": "f", "input": {}}
+    chunks = streamed(opened(0, id="c1", **tool), closed(0), opened(1, id="c2", **tool))
+    calls = [call for found in chunks[:-1] for call in found["choices"][0]["delta"].get("tool_calls", [])]
+    assert [(call["index"], call["function"]["arguments"]) for call in calls] == [
+        (0, ""),
+        (0, "{}"),
+        (1, ""),
+        (1, "{}"),
+    ]
+
+
 @pytest.mark.parametrize("usage_wanted", [True, False])
 def test_chunks_have_an_empty_usage_only_where_usage_is_wanted(*, usage_wanted: bool) -> None:
     chunks = streamed(delta(0, type="text_delta", text="hi"), usage_wanted=usage_wanted)
