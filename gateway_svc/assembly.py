@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway_svc.admission import Admission
+from gateway_svc.aliases import Aliases
 from gateway_svc.catalog import Catalog
 from gateway_svc.channels import Channels
 from gateway_svc.charging import Ledger
@@ -41,13 +42,14 @@ class Gateway:
     directory: Directory
     ledger: Ledger
     catalog: Catalog
+    aliases: Aliases
     http: HttpServer
     deliver: Callable[[], Awaitable[None]]
 
     @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        return (self.directory.run, self.ledger.run, self.catalog.run, self.http.run, self.deliver)
+        return (self.directory.run, self.ledger.run, self.catalog.run, self.aliases.run, self.http.run, self.deliver)
 
     async def drain(self) -> None:
         """Finish what is open: completions first, then what the ledger has not answered."""
@@ -75,7 +77,7 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         )
         app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
         deliver = audit.delivery(database, "gateway", channels.ledger)
-        yield Gateway(database, directory, ledger, catalog, HttpServer(app, runtime), deliver)
+        yield Gateway(database, directory, ledger, catalog, Aliases(database), HttpServer(app, runtime), deliver)
 
 
 @asynccontextmanager

@@ -260,6 +260,18 @@ async def test_who_cannot_be_told_all_that_changed_forgets_everything(database: 
         await sees(aliases, organization_id, {"fast": alias})
 
 
+async def test_nobody_gets_a_revision_while_an_earlier_one_cannot_be_seen(database: Database) -> None:
+    async with database.transaction() as tx:
+        await changes.ROUTES.record(tx, "first")
+        following = asyncio.ensure_future(touch(database, "second"))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        seen = await changes.ROUTES.latest(database)
+    await following
+    found = await changes.ROUTES.since(database, seen + 1, 10)
+    assert [change.subject_id for change in found] == ["first", "second"]
+
+
 async def test_of_changes_the_newest_10_000_are_kept(database: Database) -> None:
     await touch(database, "x")
     await database.execute("INSERT INTO route_changes (subject_id) SELECT 'y' FROM generate_series(1, 10_050)")
