@@ -17,6 +17,7 @@ from gateway_svc.dialects.fields import (
     refuse,
     tokens_of,
     unpriced,
+    unserved,
 )
 from gateway_svc.dialects.reading import (
     TOOLS_MAX,
@@ -174,8 +175,12 @@ def _check_content(content: Json, field: str) -> None:
     if not isinstance(content, str | list | None):
         raise invalid(field, "must be a text or a list of parts")
     for place, part in enumerate(parts_of(content)):
-        if isinstance(part, dict) and part.get("type") in UNPRICED_PARTS:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") in UNPRICED_PARTS:
             raise unpriced(f"{field}[{place}]", "no price covers sound or film")
+        if isinstance(file := part.get("file"), dict) and file.get("file_id") is not None:
+            raise unserved(f"{field}[{place}].file.file_id", "files that a provider keeps are not served")
 
 
 def _tools(document: JsonObject) -> tuple[str, ...]:

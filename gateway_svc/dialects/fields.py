@@ -50,7 +50,7 @@ def refuse(document: JsonObject, fields: Fields) -> None:
         if kind is UNPRICED:
             raise unpriced(name)
         if kind is UNSERVED and value is not False:
-            raise InvalidArgument("UNSUPPORTED_FIELD", f"{name}: the gateway does not serve it", field=name)
+            raise unserved(name)
     if document.get("service_tier") not in PRICED_TIERS:
         raise unpriced("service_tier")
 
@@ -58,6 +58,11 @@ def refuse(document: JsonObject, fields: Fields) -> None:
 def unpriced(field: str, why: str = "no price covers it") -> InvalidArgument:
     """Return the error of what would cost more than any price list says."""
     return InvalidArgument("UNPRICED_FIELD", f"{field}: {why}", field=field)
+
+
+def unserved(field: str, why: str = "the gateway does not serve it") -> InvalidArgument:
+    """Return the error of what the gateway does not do."""
+    return InvalidArgument("UNSUPPORTED_FIELD", f"{field}: {why}", field=field)
 
 
 def bounded(document: JsonObject, fields: Fields) -> bool:
