@@ -20,7 +20,8 @@ from gateway_svc.who import Agent
 from mesh.errors import MeshError, NotFound, PermissionDenied, Unavailable
 from mesh.secret import Secret
 
-THINKING = re.compile(
+# Families that think whether they are asked to or not.
+THINKING = re.compile(r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner|claude-[a-z]+-[5-9])")
     r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner|claude-[a-z]+-[5-9])"
 )  # whether they are asked to or not
 

@@ -206,10 +206,10 @@ async def test_a_route_made_at_one_gateway_is_known_to_another_within_a_second(
     tenant = await mesh.tenant(0)
     organization_id = tenant.family.organization_id
     async with gateway_running(mesh, tmp_path) as second:
-        assert not await second.built.aliases.of(organization_id)
+        assert not await second.built.parts.aliases.of(organization_id)
         made = await created(gateway, tenant, "fast", target(), unpriced(weight=5))
         await asyncio.sleep(1)
-        known = await second.built.aliases.of(organization_id)
+        known = await second.built.parts.aliases.of(organization_id)
     targets = (Target("mock", "mock-model"), Target("openai", "llama-4", 5, 0, Limits(32_000, 4_000)))
     assert known == {"fast": Alias(made.id, "fast", targets)}
 
