@@ -107,6 +107,23 @@ def test_a_turn_that_is_given_up_goes_to_the_next(play: Play, given_up: tuple[in
     play(scenario())
 
 
+def test_a_turn_given_to_whoever_gives_up_in_the_same_moment_goes_on(play: Play) -> None:
+    async def scenario() -> None:
+        async with raw_provider(saying(HELLO)) as provider:
+            pool, origin = Pool(few(1), Told("127.0.0.1"), None), Origin(False, "three.example", provider.port)
+            first = await pool.acquire(origin)
+            waiting = asyncio.create_task(pool.acquire(origin))
+            await asyncio.sleep(0)
+            first.over(reusable=True, keep_seconds=None)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert await asyncio.wait_for(pool.acquire(origin), 1) is first
+            first.over(reusable=True, keep_seconds=None)
+            await pool.close()
+
+    play(scenario())
+
+
 def test_one_origins_requests_leave_connections_to_the_others_and_idle_ones_make_room(play: Play) -> None:
     async def scenario() -> None:
         async with (
@@ -212,17 +229,6 @@ def test_a_provider_that_nobody_vouches_for_was_sent_nothing(play: Play, tls: Pa
     play(scenario())
 
 
-def test_a_provider_under_another_name_than_its_own_was_sent_nothing(play: Play, tls: Path) -> None:
-    async def scenario() -> None:
-        async with raw_provider(saying(HELLO), serving(tls)) as provider, pooled(tls=trusting(tls)) as upstream:
-            with pytest.raises(NotSent):
-                async with upstream.post(f"https://127.0.0.2:{provider.port}/", {}, b""):
-                    pytest.fail("it answered")
-            assert provider.requests == []
-
-    play(scenario())
-
-
 class Told(Addresses):
     """Names whose addresses the test gives."""
 
@@ -233,6 +239,18 @@ class Told(Addresses):
     async def of(self, host: str) -> tuple[Address, ...]:
         assert host == "three.example"
         return self.addresses
+
+
+def test_a_provider_under_another_name_than_its_own_was_sent_nothing(play: Play, tls: Path) -> None:
+    async def scenario() -> None:
+        async with raw_provider(saying(HELLO), serving(tls)) as provider:
+            pool = Pool(few(1), Told("127.0.0.1"), trusting(tls))
+            with pytest.raises(NotSent, match="SSLCertVerificationError"):
+                await pool.acquire(Origin(is_tls=True, host="three.example", port=provider.port))
+            await pool.close()
+            assert provider.requests == []
+
+    play(scenario())
 
 
 def test_each_address_of_a_name_is_tried_within_the_time(play: Play) -> None:
@@ -274,8 +292,10 @@ async def test_a_tenants_name_with_any_private_address_is_never_asked(
     lookups: dict[str, Callable[[], Found]], hosts: tuple[str, ...]
 ) -> None:
     lookups["rebound.example"] = lambda: found(*hosts)
+    with pytest.raises(OSError, match="no public address"):
+        await Addresses(public_only=True).of("rebound.example")
     upstream = Upstream(silence_seconds_max=1, public_only=True)
-    with pytest.raises(NotSent):
+    with pytest.raises(NotSent, match="OSError"):
         async with upstream.post("https://rebound.example/v1", {}, b"{}"):
             pytest.fail("it was asked")
     await upstream.close()
