@@ -15,9 +15,9 @@ async def main() -> None:
     runtime, settings = load(Runtime), load(Settings)
     server.prepare("gateway", runtime)
     async with channels(runtime) as opened, gateway(runtime, settings, opened) as built:
-        resolve = service.Resolver(built.db, opened.identity)
+        resolve = service.Resolver(built.parts.db, opened.identity)
         rpc = server.Server(
-            "gateway", runtime, service.registrations(built.db, resolve, opened.ledger), built.keys, resolve
+            "gateway", runtime, service.registrations(built.parts.db, resolve, opened.ledger), built.parts.keys, resolve
         )
         await server.serve(rpc, built.workers, before_stop=(built.drain,))
 

@@ -24,7 +24,7 @@ from mesh.tokens import ISSUER, KEY_ID
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from gateway_svc.chat import Json, JsonObject
+    from gateway_svc.dialects.reading import Json, JsonObject
 
 TYPES = ("at+jwt", "application/at+jwt")
 ALGORITHM = "ES256"

@@ -9,30 +9,28 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from gateway_svc.admission import Admission
-from gateway_svc.catalog import Catalog
+from gateway_svc.attempts import Attempts
+from gateway_svc.breaker import Circuits
 from gateway_svc.channels import Channels
-from gateway_svc.charging import Ledger
+from gateway_svc.choices import Choices
 from gateway_svc.credentials import Credential, Credentials
 from gateway_svc.flow import Completions
 from gateway_svc.http.app import Endpoints, HttpServer, application
 from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
+from gateway_svc.parts import Parts, parts_of
 from gateway_svc.providers import Provider
 from gateway_svc.providers.anthropic import Anthropic
 from gateway_svc.providers.mock import Mock
 from gateway_svc.providers.openai import OpenAI
-from gateway_svc.providers.upstream import Upstream
-from gateway_svc.rates import Rates
+from gateway_svc.providers.upstream import Room, Upstream
+from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import Retention
-from gateway_svc.replays import Limits, Replays
-from gateway_svc.rules import Rules
+from gateway_svc.replays import Limits
 from gateway_svc.settings import SEALING_SETTING, Settings
-from gateway_svc.who import Directory
 from mesh import audit, cache, db, key_file
-from mesh.clock import SystemClock
-from mesh.db import Database
-from mesh.settings import Runtime
+from mesh.settings import Runtime, SettingsError
 from mesh.verification import IdentityKeys
 
 DRAIN_LEDGER_SECONDS = 10.0
@@ -43,22 +41,14 @@ DRAIN_RATES_SECONDS = 2.0
 class Gateway:
     """One gateway, not yet started."""
 
-    db: Database
     parts: Parts
     http: HttpServer
     deliver: Callable[[], Awaitable[None]]
 
     @property
-    def keys(self) -> IdentityKeys:
-        """Return what verifies identity's tokens."""
-        return self.parts.keys
-
-    @property
     def workers(self) -> tuple[Callable[[], Awaitable[None]], ...]:
         """Return the loops that keep it going."""
-        parts = self.parts
-        loops = (parts.directory, parts.ledger, parts.catalog, parts.rules, parts.aliases, parts.rates, parts.replays)
-        return (*(loop.run for loop in loops), parts.violations.run, self.http.run, self.deliver)
+        return (*self.parts.loops, self.http.run, self.deliver)
 
     async def drain(self) -> None:
         """Finish what is open: completions first, then what the ledger and the database have not answered."""
@@ -69,65 +59,33 @@ class Gateway:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a gateway knows and follows."""
-
-    keys: IdentityKeys
-    directory: Directory
-    ledger: Ledger
-    catalog: Catalog
-    rules: Rules
-    aliases: Aliases
-    rates: Rates
-    replays: Replays
-    violations: Violations
-
-
 @asynccontextmanager
 async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> AsyncGenerator[Gateway]:
     """Build a gateway; its connections are closed at the end of the block."""
-    sealing_key = key_file.read(settings.sealing_key_path(runtime), setting=SEALING_SETTING)
-    limits = _limits(settings)
+    replays = (key_file.read(settings.sealing_key_path(runtime), setting=SEALING_SETTING), _limits(settings))
     async with (
         db.connect(settings.database_url, service="gateway") as database,
         cache.connect(runtime.redis_url) as redis,
         _providers(settings) as providers,
         _keys(channels) as keys,
     ):
-        parts = Parts(
-            keys=keys,
-            directory=Directory(channels.identity, keys, SystemClock()),
-            ledger=Ledger(channels.ledger),
-            catalog=Catalog(channels.ledger),
-            rules=Rules(database),
-            aliases=Aliases(database),
-            rates=Rates(redis),
-            replays=Replays(database, sealing_key, limits),
-            violations=Violations(database),
-        )
-        app = _application(runtime, settings, parts, Credentials(channels.vault, _platform(settings)), providers)
-        instance = _instance(runtime)
+        parts = parts_of(database, redis, channels, keys, replays)
+        credentials = Credentials(channels.vault, _platform(settings))
+        instance = f"gateway-{runtime.replica}"
+        endpoints = _endpoints(parts, credentials, providers, settings.in_flight_max, instance)
+        app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
         http = HttpServer(app, runtime, instance=instance, connections_max=settings.connections_max)
-        yield Gateway(database, parts, http, audit.delivery(database, "gateway", channels.ledger))
+        yield Gateway(parts, http, audit.delivery(database, "gateway", channels.ledger))
 
 
-def _application(
-    runtime: Runtime, settings: Settings, parts: Parts, credentials: Credentials, providers: Mapping[str, Provider]
-) -> web.Application:
+def _endpoints(
+    parts: Parts, credentials: Credentials, providers: Mapping[str, Provider], in_flight_max: int, instance: str
+) -> Endpoints:
     choices = Choices(parts.catalog, parts.aliases, credentials, providers)
     admission = Admission(parts.directory, parts.rules, parts.rates, choices, parts.violations)
     completions = Completions(admission, parts.ledger, Attempts(credentials, Circuits()))
-    endpoints = Endpoints(
-        Endpoint(Repeating(completions, parts.replays), settings.in_flight_max, _instance(runtime)),
-        Models(admission),
-        Health(parts.directory, parts.ledger, parts.catalog, parts.rates, parts.rules.db),
-    )
-    return application(endpoints, instance=_instance(runtime), body_bytes_max=settings.body_bytes_max)
-
-
-def _instance(runtime: Runtime) -> str:
-    return f"gateway-{runtime.replica}"
+    once = Repeating(completions, parts.replays)
+    return Endpoints(Endpoint(once, in_flight_max, instance), Models(admission), Health(parts))
 
 
 @asynccontextmanager
@@ -141,8 +99,9 @@ async def _keys(channels: Channels) -> AsyncGenerator[IdentityKeys]:
 
 @asynccontextmanager
 async def _providers(settings: Settings) -> AsyncGenerator[dict[str, Provider]]:
-    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False)
-    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True)
+    room = Room()
+    operators = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=False, room=room)
+    tenants = Upstream(silence_seconds_max=settings.upstream_seconds_max, public_only=True, room=room)
     try:
         yield {
             "mock": Mock(settings.mock_bill_file),

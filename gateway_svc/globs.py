@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 COMPILED_MAX = 4_096
+VERDICTS_MAX = 16_384
+NAME_CHARACTERS_MAX = 256
 EVERYTHING = "*"
 
 
@@ -58,6 +59,11 @@ def compiled(patterns: frozenset[str]) -> Patterns:
     return Patterns(names, tuple(Glob.of(pattern) for pattern in sorted(patterns - names)))
 
 
-def permit(lists: Iterable[frozenset[str]], name: str) -> bool:
-    """Return whether every one of several lists takes a name in; no list at all does."""
+def permit(lists: frozenset[frozenset[str]], name: str) -> bool:
+    """Return whether every one of several lists takes a name in; no list takes in one of over 256 characters."""
+    return len(name) <= NAME_CHARACTERS_MAX and _permitted(lists, name)
+
+
+@lru_cache(maxsize=VERDICTS_MAX)
+def _permitted(lists: frozenset[frozenset[str]], name: str) -> bool:
     return all(compiled(patterns).match(name) for patterns in lists)

@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 from gateway_svc.globs import EVERYTHING, permit
 
-Lists: TypeAlias = frozenset[frozenset[str]]  # each must take a name in; none: every name is allowed
-
 PER_MINUTE_MAX = 10**11  # counted in units of a minute's milliseconds, it stays exact in Valkey's doubles
+
+Lists: TypeAlias = frozenset[frozenset[str]]  # each must take a name in; none: every name is allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What all agents at and below a target may ask together in a minute; None: as much as they like."""
+    """What all agents at and below a target may ask together in any 60 seconds; None: as much as they like."""
 
     target_id: str
     requests_per_minute: int | None

@@ -12,6 +12,7 @@ from gateway_svc.policies import Terms
 from gateway_svc.routing import Limits, Target
 from gateway_svc.store.policies import StoredPolicy
 from gateway_svc.store.routes import StoredRoute
+from gateway_svc.verdicts import Asked, Decider, Explanation
 from mandate.gateway.v1 import policies_pb2, routes_pb2
 from mandate.ledger.v1 import charges_pb2
 from mesh import faults
@@ -39,21 +40,65 @@ def policy_message(stored: StoredPolicy) -> policies_pb2.Policy:
         allowed_models=None
         if terms.allowed_models is None
         else policies_pb2.ModelList(models=list(terms.allowed_models)),
+        allowed_tools=_name_list(terms.allowed_tools),
+        allowed_endpoints=_name_list(terms.allowed_endpoints),
+        allowed_providers=_name_list(terms.allowed_providers),
         max_tokens_per_request=terms.max_tokens_per_request,
         requests_per_minute=terms.requests_per_minute,
         tokens_per_minute=terms.tokens_per_minute,
+        max_cost_micros_per_request=terms.max_cost_micros_per_request,
+        cut_abandoned_streams=terms.cut_abandoned_streams,
         create_time=_timestamp(stored.created_at),
+        update_time=None if stored.updated_at is None else _timestamp(stored.updated_at),
         remove_time=None if stored.removed_at is None else _timestamp(stored.removed_at),
     )
 
 
-def terms_of(request: policies_pb2.CreatePolicyRequest) -> Terms:
-    """Read the limits that a request sets."""
+def terms_of(message: policies_pb2.CreatePolicyRequest | policies_pb2.Policy) -> Terms:
+    """Read the limits that a message sets."""
     return Terms(
-        allowed_models=tuple(request.allowed_models.models) if request.HasField("allowed_models") else None,
-        max_tokens_per_request=request.max_tokens_per_request if request.HasField("max_tokens_per_request") else None,
-        requests_per_minute=request.requests_per_minute if request.HasField("requests_per_minute") else None,
-        tokens_per_minute=request.tokens_per_minute if request.HasField("tokens_per_minute") else None,
+        allowed_models=tuple(message.allowed_models.models) if message.HasField("allowed_models") else None,
+        allowed_tools=tuple(message.allowed_tools.names) if message.HasField("allowed_tools") else None,
+        allowed_endpoints=tuple(message.allowed_endpoints.names) if message.HasField("allowed_endpoints") else None,
+        allowed_providers=tuple(message.allowed_providers.names) if message.HasField("allowed_providers") else None,
+        max_tokens_per_request=message.max_tokens_per_request if message.HasField("max_tokens_per_request") else None,
+        requests_per_minute=message.requests_per_minute if message.HasField("requests_per_minute") else None,
+        tokens_per_minute=message.tokens_per_minute if message.HasField("tokens_per_minute") else None,
+        max_cost_micros_per_request=message.max_cost_micros_per_request
+        if message.HasField("max_cost_micros_per_request")
+        else None,
+        cut_abandoned_streams=message.cut_abandoned_streams,
+    )
+
+
+def asked_of(message: policies_pb2.AskedOfPolicies) -> Asked:
+    """Read the description of a request."""
+    return Asked(
+        model=message.model,
+        provider=message.provider,
+        endpoint=message.endpoint,
+        tools=tuple(message.tools),
+        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+        input_tokens=message.input_tokens,
+    )
+
+
+def explanation_message(explanation: Explanation) -> policies_pb2.ExplainPoliciesResponse:
+    """Pack what policies come to for one request."""
+    return policies_pb2.ExplainPoliciesResponse(
+        decisions=[
+            policies_pb2.PolicyDecision(
+                limit=decision.limit, value=decision.value, deciders=_deciders(decision.deciders)
+            )
+            for decision in explanation.decisions
+        ],
+        refusals=[
+            policies_pb2.PolicyRefusal(
+                reason=refusal.error.reason, name=refusal.name, deciders=_deciders(refusal.deciders)
+            )
+            for refusal in explanation.refusals
+        ],
+        output_tokens_max=explanation.output_tokens_max,
     )
 
 
@@ -164,6 +209,17 @@ def _target_message(target: Target) -> routes_pb2.RouteTarget:
         context_tokens=None if limits is None else limits.context_tokens,
         output_tokens_max=None if limits is None else limits.output_tokens_max,
     )
+
+
+def _name_list(names: tuple[str, ...] | None) -> policies_pb2.NameList | None:
+    return None if names is None else policies_pb2.NameList(names=list(names))
+
+
+def _deciders(deciders: tuple[Decider, ...]) -> list[policies_pb2.PolicyDecider]:
+    return [
+        policies_pb2.PolicyDecider(target_id=decider.target_id, policy_id=decider.policy_id, names=list(decider.names))
+        for decider in deciders
+    ]
 
 
 def _timestamp(at: datetime) -> Timestamp:

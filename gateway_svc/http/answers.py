@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from gateway_svc.chat import JsonObject
+from gateway_svc.dialects.reading import JsonObject
 
 
 def json_response(document: JsonObject, status: int = 200) -> web.Response:

@@ -114,7 +114,7 @@ class Connection(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  # it quotes the request, which may hold a key
+        message: str | None = None,  # noqa: ARG002  # it quotes the request
     ) -> web.StreamResponse:
         """Answer what aiohttp found wrong before any route was reached, or after it failed."""
         if request.writer.output_size > 0:
@@ -168,6 +168,8 @@ class _Refused(asyncio.Protocol):
 
 
 def _error_of(status: int, error: BaseException | None) -> MeshError:
+    if isinstance(error, HttpProcessingError):
+        log.warn("http.unreadable", error=type(error).__name__)  # its text quotes the request, which may hold a key
     match error:
         case LineTooLong():
             return InvalidArgument("HEADERS_TOO_LARGE", f"a line of the head has more than {HEADER_BYTES_MAX} bytes")

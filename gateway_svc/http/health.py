@@ -7,13 +7,9 @@ from importlib import metadata
 
 from aiohttp import web
 
-from gateway_svc.catalog import Catalog
-from gateway_svc.charging import Ledger
-from gateway_svc.chat import JsonObject
+from gateway_svc.dialects.reading import JsonObject
 from gateway_svc.http.answers import json_response
-from gateway_svc.rates import Rates
-from gateway_svc.who import Directory
-from mesh.db import Database
+from gateway_svc.parts import Parts
 from mesh.errors import MeshError
 from mesh.telemetry import metrics
 
@@ -24,21 +20,20 @@ UNAVAILABLE = 503
 class Health:
     """What this gateway stands on."""
 
-    def __init__(self, directory: Directory, ledger: Ledger, catalog: Catalog, rates: Rates, db: Database) -> None:
-        self._directory = directory
-        self._ledger = ledger
-        self._catalog = catalog
-        self._rates = rates
-        self._db = db
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     async def live(self, _request: web.Request) -> web.Response:
         return json_response({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
         database, valkey = await asyncio.gather(self._database(), self._valkey())
+        parts = self._parts
         checks = {
-            "identity": self._directory.fresh,
-            "ledger": self._ledger.leased and self._catalog.loaded,
+            "identity": parts.directory.fresh,
+            "policies": parts.rules.fresh,
+            "routes": parts.aliases.fresh,
+            "ledger": parts.ledger.leased and parts.catalog.loaded,
             "valkey": valkey,
             "database": database,
         }
@@ -56,13 +51,13 @@ class Health:
     async def _database(self) -> bool:
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
-                return await self._db.value("SELECT 1") == 1
+                return await self._parts.db.value("SELECT 1") == 1
         except (MeshError, TimeoutError):
             return False
 
     async def _valkey(self) -> bool:
         try:
             async with asyncio.timeout(CHECK_SECONDS_MAX):
-                return await self._rates.ping()
+                return await self._parts.rates.ping()
         except TimeoutError:
             return False

@@ -1,27 +1,28 @@
-"""The pooled HTTP client for providers: it says whether bytes may have been sent, and retries nothing."""
+"""The pooled HTTP client for providers: it says whether bytes may have been sent, and retries nothing.
+
+It speaks HTTP/1.1 and POST only, follows no redirect, keeps no cookie and reads no proxy from the environment.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Protocol
-
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Protocol, final
 
 from gateway_svc.providers import BrokenOff, NotSent
+from gateway_svc.providers.http1.addresses import Addresses, is_public, refuse_private_literal
+from gateway_svc.providers.http1.exchange import BODY_BYTES_MAX, Exchange, Room
+from gateway_svc.providers.http1.inflation import Inflation, NotInflated, is_encoded
+from gateway_svc.providers.http1.pool import Limits, Pool
+from gateway_svc.providers.http1.request import InvalidRequest, head_of, target_of
 
-CONNECT_SECONDS_MAX = 5
-KEEPALIVE_SECONDS = 4  # below the 5 s after which common servers close: a request on a closing connection is ambiguous
 LAST_BYTES_SECONDS = 0.05
-CONNECTIONS_MAX = 2_000
-BODY_BYTES_MAX = 32 * 1024 * 1024
-TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))  # NAT64, RFC 6052, 8215
+INFLATED_STREAM_BYTES_MAX = 8 * BODY_BYTES_MAX
+
+__all__ = ["Answer", "Limits", "Room", "Upstream", "is_public"]
 
 
 class Answer(Protocol):
@@ -42,125 +43,133 @@ class Answer(Protocol):
         ...
 
 
+@final
 class Upstream:
-    """One pool of connections; with `public_only` it connects to no private address, whatever a name resolves to."""
+    """One pool of connections; with `public_only` it connects to no private address, whatever a name resolves to.
 
-    def __init__(self, *, silence_seconds_max: int, public_only: bool) -> None:
+    `limits` are the pool's, where they are not the usual ones; `tls` is how to know a provider, where that is not by
+    the machine's authorities; `room` is what all pools of a process share.
+    """
+
+    def __init__(
+        self,
+        *,
+        silence_seconds_max: int,
+        public_only: bool,
+        room: Room | None = None,
+        tls: ssl.SSLContext | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits(silence_seconds=silence_seconds_max)
         self._public_only = public_only
-        connector = aiohttp.TCPConnector(
-            limit=CONNECTIONS_MAX,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            resolver=PublicResolver() if public_only else None,
-        )
-        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS_MAX, sock_read=silence_seconds_max)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
-        )
+        self._room = room or Room()
+        self.pool = Pool(limits, Addresses(public_only=public_only), tls)
 
-    @asynccontextmanager
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncGenerator[Answer]:
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AbstractAsyncContextManager[Answer]:
         """Send a request once and give its answer; NotSent or BrokenOff when there is none."""
-        address = _address(url)
-        if self._public_only:
-            _refuse_private_literal(address)
+        return _Post(self, url, headers, body)
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Exchange:
+        """Send a request; NotSent when no byte of it left."""
         try:
-            response = await self._session.post(address, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise NotSent(type(error).__name__) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BrokenOff(type(error).__name__) from None
-        try:
-            yield _Answer(response)
-        finally:
-            await _finish(response)
+            target = target_of(url)
+            if self._public_only:
+                refuse_private_literal(target.origin)
+            head = head_of(target, headers, len(body))
+        except InvalidRequest as error:
+            raise NotSent(str(error)) from None
+        connection = self.pool.idle(target.origin) or await self.pool.acquire(target.origin)
+        return connection.send(head, body, self._room)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self.pool.close()
 
 
+@final
+class _Post:
+    """A request and its answer as a block; a class, as a generator would cost more than what it does here."""
+
+    __slots__ = ("_body", "_exchange", "_headers", "_upstream", "_url")
+
+    def __init__(self, upstream: Upstream, url: str, headers: Mapping[str, str], body: bytes) -> None:
+        self._upstream = upstream
+        self._url = url
+        self._headers = headers
+        self._body = body
+        self._exchange: Exchange | None = None
+
+    async def __aenter__(self) -> Answer:
+        exchange = self._exchange = await self._upstream.send(self._url, self._headers, self._body)
+        try:
+            await exchange.head()
+        except BaseException:
+            exchange.put_away()
+            raise
+        return _Answer(exchange)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep the connection where the answer ends at once, as it does after [DONE]; else close it."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        try:
+            if kind is None:
+                await exchange.end(LAST_BYTES_SECONDS)
+        finally:
+            exchange.put_away()
+
+
+@final
 class _Answer:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
+    __slots__ = ("_encoding", "_exchange", "status")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.status = exchange.reading.status
+        self._encoding = self.header("content-encoding") if b"content-encoding" in exchange.reading.headers else ""
 
     def header(self, name: str) -> str:
-        return self._response.headers.get(name, "")
+        return self._exchange.reading.headers.get(name.lower().encode(), b"").decode("latin-1")
 
     async def body(self) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        async for part in self.chunks():
-            size += len(part)
-            if size > BODY_BYTES_MAX:
-                raise BrokenOff("the answer is too large")
-            parts.append(part)
-        return b"".join(parts)
+        if not self._encoding or not is_encoded(self._encoding):
+            return await self._exchange.all()
+        return b"".join([piece async for piece in self._inflated(BODY_BYTES_MAX)])
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncIterator[bytes]:
+        if not is_encoded(self._encoding):
+            return _Chunks(self._exchange)
+        return self._inflated(INFLATED_STREAM_BYTES_MAX)
+
+    async def _inflated(self, bytes_max: int) -> AsyncIterator[bytes]:
         try:
-            while part := await self._response.content.readany():
-                yield part
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise BrokenOff(type(error).__name__) from None
+            inflation = Inflation(self._encoding, bytes_max)
+            while part := await self._exchange.some():
+                for piece in inflation.feed(part):
+                    yield piece
+                    await asyncio.sleep(0)  # a piece takes a millisecond: others have their turn in between
+            inflation.end()
+        except NotInflated as error:
+            raise BrokenOff(str(error)) from None
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only."""
+@final
+class _Chunks:
+    """A body as it comes. Unlike a generator it can be asked again after a wait for it was given up."""
 
-    def __init__(self) -> None:
-        self._inner = aiohttp.ThreadedResolver()
+    __slots__ = ("_exchange",)
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        if not found or not all(is_public(result["host"]) for result in found):
-            raise OSError(f"{host} is not a public address")
-        return found
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
 
-    async def close(self) -> None:
-        await self._inner.close()
+    def __aiter__(self) -> _Chunks:
+        return self
 
-
-def is_public(address: str) -> bool:
-    """Return whether an address is one of the open internet, as is the IPv4 address inside of an IPv6 one."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = _inner(parsed) or parsed
-    return parsed.is_global and not parsed.is_multicast
-
-
-def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if any(address in network for network in TRANSLATED):
-        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-
-
-async def _finish(response: aiohttp.ClientResponse) -> None:
-    """Keep the connection where the answer ends at once, as it does after [DONE]; else close it."""
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-        async with asyncio.timeout(LAST_BYTES_SECONDS):
-            await response.content.readany()
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
-
-
-def _address(url: str) -> URL:
-    try:
-        return URL(url)
-    except ValueError:
-        raise NotSent("this is no address") from None
-
-
-def _refuse_private_literal(url: URL) -> None:
-    """Refuse an address written into the URL, which is never resolved; anything but https as well."""
-    host = url.host or ""  # as it will be connected to: other scripts' digits have become ours
-    is_literal = ":" in host or host.replace(".", "").isdecimal()
-    if url.scheme != "https" or not host or (is_literal and not is_public(host)):
-        raise NotSent("only public https addresses may be asked")
+    async def __anext__(self) -> bytes:
+        part = await self._exchange.some()
+        if not part:
+            raise StopAsyncIteration
+        return part

@@ -10,7 +10,7 @@ from mesh import client, ids
 from mesh.db import Database
 from mesh.errors import NotFound
 
-NODES = (ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
+TARGETS = (ids.Kind.ORGANIZATION, ids.Kind.WORKSPACE, ids.Kind.AGENT_GROUP, ids.Kind.AGENT)
 
 
 class Resolver:
@@ -28,11 +28,18 @@ class Resolver:
             return await policies.organization_of(self._db, object_id)
         if kind is ids.Kind.ROUTE:
             return await routes.organization_of(self._db, object_id)
-        if kind not in NODES:
+        node = await self._node(object_id)
+        return None if node is None else node.organization_id
+
+    async def path(self, node_id: str) -> tuple[str, ...] | None:
+        """Return the levels above a node, from the organization down to itself."""
+        node = await self._node(node_id)
+        return None if node is None else tuple(node.path)
+
+    async def _node(self, node_id: str) -> directory_pb2.Node | None:
+        if ids.kind_of(node_id) not in TARGETS:
             return None
         try:
-            request = directory_pb2.ResolveNodeRequest(node_id=object_id)
-            node = await client.call(self._identity.ResolveNode, request)
+            return await client.call(self._identity.ResolveNode, directory_pb2.ResolveNodeRequest(node_id=node_id))
         except NotFound:
             return None
-        return node.organization_id

@@ -11,6 +11,7 @@ import orjson
 
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.limits import Taken
 
 STOP: JsonObject = {"type": "message_stop"}
 KINDS_BY_STATUS = {
@@ -51,6 +52,9 @@ class MessagesTelling:
     """Anthropic's shape: named events, and figures in the last message_delta."""
 
     request_id_header = "request-id"
+
+    def rates(self, taken: Taken) -> dict[str, str]:
+        return taken.anthropic_headers()
 
     def ending(self, kept: Sequence[bytes], x_platform: JsonObject, *, usage_wanted: bool) -> bytes:
         last = b""

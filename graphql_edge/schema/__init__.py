@@ -11,6 +11,7 @@ from strawberry.schema.config import StrawberryConfig
 from graphql_edge.schema.budgets import BudgetMutations
 from graphql_edge.schema.credentials import CredentialMutations
 from graphql_edge.schema.directory import DirectoryMutations, DirectoryQueries
+from graphql_edge.schema.explanations import ExplanationQueries
 from graphql_edge.schema.keys import KeyMutations
 from graphql_edge.schema.organizations import OrganizationMutations, OrganizationQueries
 from graphql_edge.schema.people import PeopleMutations, PeopleQueries
@@ -23,7 +24,7 @@ from graphql_edge.schema.wallets import WalletMutations
 
 
 @strawberry.type
-class Query(PeopleQueries, OrganizationQueries, DirectoryQueries, PriceQueries):
+class Query(PeopleQueries, OrganizationQueries, DirectoryQueries, PriceQueries, ExplanationQueries):
     """Everything that can be read."""
 
 

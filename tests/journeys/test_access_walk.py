@@ -136,6 +136,8 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
         "api_key_id": tenant.api_key_id,
         "parent_id": tenant.workspace_id,
         "target_id": tenant.agent_id,
+        "node_id": tenant.agent_id,
+        "policy.id": made["policy_id"],
     }
 
 

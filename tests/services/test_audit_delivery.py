@@ -69,6 +69,38 @@ def _rerouting(walk: Walk) -> routes_pb2.UpdateRouteRequest:
     return request
 
 
+def _loosening(walk: Walk) -> policies_pb2.UpdatePolicyRequest:
+    policy = policies_pb2.Policy(
+        id=walk.made["CreatePolicy"],
+        name=NAME,
+        allowed_models=policies_pb2.ModelList(models=["mock-*"]),
+        allowed_tools=policies_pb2.NameList(names=["read_*"]),
+        allowed_endpoints=policies_pb2.NameList(names=["messages"]),
+        allowed_providers=policies_pb2.NameList(),
+        max_tokens_per_request=8,
+        requests_per_minute=9,
+        tokens_per_minute=10,
+        max_cost_micros_per_request=11,
+        cut_abandoned_streams=True,
+    )
+    request = policies_pb2.UpdatePolicyRequest(policy=policy, request_id=fresh())
+    request.update_mask.paths.extend(("name", *EVERY_LIMIT))
+    return request
+
+
+EVERY_LIMIT: dict[str, Any] = {
+    "allowed_models": ["mock-*"],
+    "allowed_tools": ["read_*"],
+    "allowed_endpoints": ["messages"],
+    "allowed_providers": [],
+    "max_tokens_per_request": 8,
+    "requests_per_minute": 9,
+    "tokens_per_minute": 10,
+    "max_cost_micros_per_request": 11,
+    "cut_abandoned_streams": True,
+}
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A mutation: the action that it leaves in the chain, at which stub it is called, and with what."""
@@ -149,6 +181,7 @@ LEAVES = {
             target_id=walk.organization, name=NAME, max_tokens_per_request=7, request_id=fresh()
         ),
     ),
+    "UpdatePolicy": Leaf("policy.updated", "policies", _loosening),
     "RemovePolicy": Leaf(
         "policy.removed",
         "policies",
@@ -228,6 +261,9 @@ async def test_every_mutation_leaves_one_line_that_says_who_did_what_and_no_secr
     assert ALIAS not in text
     created = next(entry for entry in entries if entry["action"] == "policy.created")
     assert created["detail"]["fact"] == {"max_tokens_per_request": 7, "target_id": walk.organization}
+    for action in ("policy.updated", "policy.removed"):
+        told = next(entry for entry in entries if entry["action"] == action)
+        assert told["detail"]["fact"] == {**EVERY_LIMIT, "target_id": walk.organization}
 
 
 async def test_a_replayed_or_refused_mutation_leaves_no_line(ledger: RunningLedger, walk: Walk) -> None:

@@ -21,7 +21,7 @@ from mesh import ids, tokens
 from mesh.caller import acting
 from mesh.client import call
 from mesh.clock import SystemClock, monotonic_ms
-from mesh.errors import Unauthenticated
+from mesh.errors import Unauthenticated, Unavailable
 from mesh.secret import Secret
 from tests.fakes.access_tokens import Issuer, stranger
 from tests.fakes.cable import cable
@@ -177,9 +177,12 @@ class CountedKeys(tokens.KeySource):
     def __init__(self, mesh: Mesh) -> None:
         self._keys = mesh.identity.keys
         self.asked = 0
+        self.away = False
 
     async def public_key(self, key_id: str) -> ec.EllipticCurvePublicKey | None:
         self.asked += 1
+        if self.away:
+            raise Unavailable("SERVICE_UNAVAILABLE", "a service of the mesh is not there")
         return await self._keys.public_key(key_id)
 
 
@@ -236,6 +239,15 @@ async def test_a_bad_token_is_verified_once_in_a_while(mesh: Mesh, watched: Watc
         with pytest.raises(Unauthenticated):
             await watched.who(bad)
     assert watched.keys.asked == 1
+
+
+async def test_without_identitys_keys_a_token_is_neither_good_nor_bad(mesh: Mesh, watched: Watched) -> None:
+    token = token_of(await mesh.tenant(0), jti="tok-later")
+    watched.keys.away = True
+    with pytest.raises(Unavailable, match="identity cannot be asked"):
+        await watched.who(token)
+    watched.keys.away = False
+    assert await watched.who(token) == "tok-later"
 
 
 async def test_a_change_of_the_tokens_own_id_drops_it(mesh: Mesh, watched: Watched) -> None:

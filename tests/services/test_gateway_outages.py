@@ -125,7 +125,7 @@ async def test_a_gateway_that_lapsed_goes_on_as_another_holder(mesh: Mesh, tmp_p
 async def test_a_hold_of_a_holder_that_lapsed_is_not_dispatched(mesh: Mesh, tmp_path: Path) -> None:
     tenant = await mesh.tenant(100 * CREDIT)
     async with gateway_running(mesh, tmp_path) as gateway:
-        agent = await gateway.built.directory.who(hashlib.sha256(tenant.key.encode()).digest())
+        agent = await gateway.built.parts.directory.who(hashlib.sha256(tenant.key.encode()).digest())
         place = Place(
             request_id=ids.new(ids.Kind.REQUEST),
             agent_id=agent.id,
@@ -137,12 +137,12 @@ async def test_a_hold_of_a_holder_that_lapsed_is_not_dispatched(mesh: Mesh, tmp_
             output_tokens_min=1,
             choices=1,
         )
-        grant = await gateway.built.ledger.hold(place)
+        grant = await gateway.built.parts.ledger.hold(place)
         assert isinstance(grant, Grant)
-        assert gateway.built.ledger.may_dispatch(grant)
+        assert gateway.built.parts.ledger.may_dispatch(grant)
         await charges.lapse_holders(mesh.ledger.database, 0)
         await recovered(gateway, tenant)
-        assert not gateway.built.ledger.may_dispatch(grant)
+        assert not gateway.built.parts.ledger.may_dispatch(grant)
 
 
 async def _break_again_and_again(line: Cable, times: int) -> None:

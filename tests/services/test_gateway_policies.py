@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from mandate.gateway.v1 import policies_pb2 as pb
 from mesh import ids
@@ -18,7 +20,7 @@ from tests.services.identity_running import fresh
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
 LEVELS = ("organization_id", "workspace_id", "agent_group_id", "agent_id")
-SEEN_SECONDS = 0.6  # a policy is read anew twice a second
+SEEN_SECONDS = 0.9  # less than the second within which a policy takes effect
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,10 @@ async def gateway(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Async
 
 def models(*names: str) -> pb.ModelList:
     return pb.ModelList(models=names)
+
+
+def names(*listed: str) -> pb.NameList:
+    return pb.NameList(names=listed)
 
 
 async def listed(gateway: RunningGateway, tenant: Tenant) -> list[pb.Policy]:
@@ -47,6 +53,86 @@ async def test_policies_are_kept_listed_and_removed(gateway: RunningGateway) -> 
         removed = await call(gateway.policies.RemovePolicy, pb.RemovePolicyRequest(policy_id=made.id, request_id="r1"))
     assert removed.HasField("remove_time")
     assert await listed(gateway, tenant) == [removed]
+
+
+EVERY_LIMIT: dict[str, Any] = {
+    "allowed_models": models("mock-*", "*-sol"),
+    "allowed_tools": names("read_*", "*__search"),
+    "allowed_endpoints": names("chat.completions", "messages"),
+    "allowed_providers": names(),
+    "max_tokens_per_request": 7,
+    "requests_per_minute": 8,
+    "tokens_per_minute": 9,
+    "max_cost_micros_per_request": 10,
+    "cut_abandoned_streams": True,
+}
+
+
+async def test_every_limit_is_kept_as_it_was_given(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant(0)
+    made = await gateway.limit(tenant, tenant.family.agent_id, **EVERY_LIMIT)
+    assert made == pb.Policy(
+        id=made.id,
+        organization_id=tenant.family.organization_id,
+        target_id=tenant.family.agent_id,
+        name="limit",
+        create_time=made.create_time,
+        **EVERY_LIMIT,
+    )
+    assert await listed(gateway, tenant) == [made]
+
+
+async def update(gateway: RunningGateway, tenant: Tenant, policy: pb.Policy, *paths: str, key: str = "") -> pb.Policy:
+    request = pb.UpdatePolicyRequest(policy=policy, update_mask=FieldMask(paths=paths), request_id=key or fresh())
+    with acting(tenant.owner):
+        return await call(gateway.policies.UpdatePolicy, request)
+
+
+async def test_an_update_changes_what_its_mask_names_and_nothing_else(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant(0)
+    made = await gateway.limit(tenant, tenant.family.agent_id, **EVERY_LIMIT)
+    wanted = pb.Policy(id=made.id, name=" looser ", allowed_models=models("*"), max_tokens_per_request=70)
+    changed = await update(gateway, tenant, wanted, "name", "allowed_models", "tokens_per_minute", key="once")
+    made.update_time.CopyFrom(changed.update_time)
+    made.allowed_models.CopyFrom(models("*"))
+    made.ClearField("tokens_per_minute")
+    made.name = "looser"
+    assert changed == made
+    assert await listed(gateway, tenant) == [changed]
+    assert (
+        await update(gateway, tenant, wanted, "name", "allowed_models", "tokens_per_minute", key="once")
+    ).update_time == changed.update_time
+
+
+@pytest.mark.parametrize(
+    ("wanted", "paths", "field"),
+    [
+        ({"name": "x"}, (), "update_mask"),
+        ({"name": "x"}, ("name", "target_id"), "update_mask"),
+        ({}, ("name",), "name"),
+        ({"requests_per_minute": -1}, ("requests_per_minute",), "requests_per_minute"),
+        ({}, ("requests_per_minute",), "allowed_models"),  # nothing would be left of it
+    ],
+)
+async def test_an_update_that_makes_no_sense_is_refused(
+    gateway: RunningGateway, wanted: dict[str, Any], paths: tuple[str, ...], field: str
+) -> None:
+    tenant = await gateway.mesh.tenant(0)
+    made = await gateway.limit(tenant, tenant.family.agent_id, requests_per_minute=1)
+    with pytest.raises(InvalidArgument) as raised:
+        await update(gateway, tenant, pb.Policy(id=made.id, **wanted), *paths)
+    assert raised.value.details["field"] == field
+    assert await listed(gateway, tenant) == [made]
+
+
+async def test_a_policy_that_has_ended_is_not_updated(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant(0)
+    made = await gateway.limit(tenant, tenant.family.agent_id, requests_per_minute=1)
+    with acting(tenant.owner):
+        await call(gateway.policies.RemovePolicy, pb.RemovePolicyRequest(policy_id=made.id, request_id=fresh()))
+    with pytest.raises(FailedPrecondition) as raised:
+        await update(gateway, tenant, pb.Policy(id=made.id, name="x"), "name")
+    assert raised.value.reason == "POLICY_REMOVED"
 
 
 async def test_a_list_of_policies_has_pages(gateway: RunningGateway) -> None:
@@ -83,8 +169,15 @@ async def test_a_policy_is_made_once_for_each_request_id(gateway: RunningGateway
         ({"tokens_per_minute": -1}, "tokens_per_minute"),
         ({"max_tokens_per_request": 0}, "max_tokens_per_request"),
         ({"requests_per_minute": 10**11 + 1}, "requests_per_minute"),
-        ({"allowed_models": models("a*b")}, "allowed_models"),
+        ({"max_cost_micros_per_request": 0}, "max_cost_micros_per_request"),
+        ({"allowed_models": models("a b")}, "allowed_models"),
+        ({"allowed_models": models("a\n")}, "allowed_models"),
         ({"allowed_models": models("")}, "allowed_models"),
+        ({"allowed_models": models(*("m" * n for n in range(1, 102)))}, "allowed_models"),
+        ({"allowed_tools": names("[a-z]+")}, "allowed_tools"),
+        ({"allowed_providers": names("x" * 201)}, "allowed_providers"),
+        ({"allowed_endpoints": names("chat.*")}, "allowed_endpoints"),
+        ({"cut_abandoned_streams": False}, "allowed_models"),
         ({}, "allowed_models"),
     ],
 )
@@ -106,6 +199,11 @@ async def test_another_organizations_objects_do_not_exist(gateway: RunningGatewa
     calls: list[tuple[Any, Any]] = [
         (gateway.policies.ListPolicies, pb.ListPoliciesRequest(organization_id=tenant.family.organization_id)),
         (gateway.policies.RemovePolicy, pb.RemovePolicyRequest(policy_id=made.id, request_id=fresh())),
+        (gateway.policies.UpdatePolicy, pb.UpdatePolicyRequest(policy=made, request_id=fresh())),
+        *(
+            (gateway.policies.ExplainPolicies, pb.ExplainPoliciesRequest(node_id=node_id))
+            for node_id in (*dataclasses.astuple(tenant.family), nobody, made.id, "")
+        ),
         *(
             (gateway.policies.CreatePolicy, pb.CreatePolicyRequest(target_id=target, name="x", request_id=fresh()))
             for target in (tenant.family.agent_id, tenant.family.workspace_id, nobody, made.id)

@@ -10,7 +10,7 @@ import pytest
 from gateway_svc import charging
 from gateway_svc.holds import Place, Report, Route
 from gateway_svc.settlement import Outcome, Settlement
-from gateway_svc.usage import TokenUsage
+from gateway_svc.usage import TokenUsage, UsageSource
 from mesh import ids
 from mesh.chain.access import organizations_only
 from mesh.errors import FailedPrecondition, Internal, InvalidArgument, MeshError, Unavailable
@@ -24,7 +24,13 @@ def report() -> Report:
     return Report(
         request_id=ids.new(ids.Kind.REQUEST),
         agent_id=AGENT,
-        settlement=Settlement(TokenUsage(3, output_tokens=5), estimated=False, outcome=Outcome.OK, http_status=200),
+        settlement=Settlement(
+            TokenUsage(3, output_tokens=5),
+            estimated=False,
+            outcome=Outcome.OK,
+            http_status=200,
+            source=UsageSource.REPORTED,
+        ),
         ceiling=TokenUsage(100, output_tokens=80),
         latency_ms=1,
         overhead_ms=1,

@@ -80,6 +80,9 @@ class FakeClient:
         if not self.left:
             self.sent.append(data)
 
+    async def end(self, last: bytes) -> None:
+        await self.write(last)
+
 
 @pytest.mark.parametrize("left", [False, True])
 async def test_a_stream_is_replayed_as_its_events_though_its_client_left(pair: Pair, left: bool) -> None:  # noqa: FBT001

@@ -29,8 +29,9 @@ async def test_as_much_output_is_granted_as_the_limit_on_cost_allows(
     ledger: RunningLedger, cost_max_micros: int, tokens: int
 ) -> None:
     spender = await tenant(ledger, 100 * TOKEN_MICROS)
-    placed = await spender.place("a", 9, 2, cost_max_micros=cost_max_micros)
-    assert placed == Granted(tokens, tokens * TOKEN_MICROS, replayed=False)
+    for replayed in (False, True):
+        placed = await spender.place("a", 9, 2, cost_max_micros=cost_max_micros)
+        assert placed == Granted(tokens, tokens * TOKEN_MICROS, replayed)
     assert await spender.wallet() == (100 * TOKEN_MICROS, tokens * TOKEN_MICROS)
 
 
