@@ -22,8 +22,6 @@ from mesh.secret import Secret
 
 # Families that think whether they are asked to or not.
 THINKING = re.compile(r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner|claude-[a-z]+-[5-9])")
-    r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner|claude-[a-z]+-[5-9])"
-)  # whether they are asked to or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_svc import bounds
-from gateway_svc.bounds import Bound, Model, bound, upstream_body
-from gateway_svc.chat import ChatRequest, parse
+from gateway_svc.bounds import Bound, Model
+from gateway_svc.dialects import Request
+from gateway_svc.dialects import chat as dialect
 from gateway_svc.policies import ANYTHING, Policy, Terms, policy
 from mesh.errors import InvalidArgument
 
@@ -19,8 +20,16 @@ MOCK = Model("mock", "mock-model", 1_000_000, 100_000)
 HELLO: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "hello"}]}
 
 
-def chat(**fields: Any) -> ChatRequest:
-    return parse(orjson.dumps({**HELLO, **fields}))
+def chat(**fields: Any) -> Request:
+    return dialect.parse(orjson.dumps({**HELLO, **fields}))
+
+
+def bound(request: Request, model: Model, rule: Policy, *, clamp: bool) -> Bound:
+    return bounds.bound(request, [(model, dialect.size(request.document))], rule, clamp=clamp)
+
+
+def input_bound(request: Request, model: Model) -> int:
+    return bounds.input_bound(dialect.size(request.document), model)
 
 
 def limited(*, per_request: int | None = None, tpm: int | None = None) -> Policy:
@@ -65,38 +74,57 @@ def test_choices_multiply_what_a_request_can_come_to() -> None:
 def test_the_input_bound_is_never_below_the_bytes_of_the_text(texts: list[str]) -> None:
     request = chat(messages=[{"role": "user", "content": text} for text in texts])
     size = sum(len(text.encode(errors="replace")) for text in texts)
-    assert bounds.input_bound(request, GPT) >= size + len(texts) * bounds.MESSAGE_TOKENS
+    assert input_bound(request, GPT) >= size + len(texts) * dialect.MESSAGE_TOKENS
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_the_mock_counts_a_token_for_every_four_bytes(texts: list[str]) -> None:
     request = chat(messages=[{"role": "user", "content": text} for text in texts])
     size = sum(len(text.encode()) for text in texts)
-    assert bounds.input_bound(request, MOCK) == (size + 3) // 4
+    assert input_bound(request, MOCK) == (size + 3) // 4
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]},
         {"messages": [{"role": "user", "content": "hi", "some_new_field": 1}]},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
         {"some_new_field": 1},
     ],
 )
 def test_what_cannot_be_counted_is_bounded_by_the_context_window(fields: Any) -> None:
-    assert bounds.input_bound(chat(**fields), GPT) == GPT.context_tokens
+    assert input_bound(chat(**fields), GPT) == GPT.context_tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        (GPT, bounds.IMAGE_TOKENS["openai"]),
+        (Model("openai", "gpt-4o-mini", 100_000, 8_000), bounds.TILED_IMAGE_TOKENS),
+        (Model("anthropic", "claude", 100_000, 8_000), bounds.IMAGE_TOKENS["anthropic"]),
+    ],
+)
+def test_an_image_has_its_vendors_bound_and_its_bytes_none(model: Model, tokens: int) -> None:
+    shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'a' * 100_000}"}}]
+    none = input_bound(chat(messages=[{"role": "user", "content": []}]), model)
+    assert tokens <= input_bound(chat(messages=[{"role": "user", "content": shown}]), model) - none <= tokens + 100
+
+
+def test_an_image_at_a_vendor_that_tells_no_bound_is_bounded_by_the_context_window() -> None:
+    shown = [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]
+    compatible = Model("groq", "llama", 100_000, 8_000)
+    assert input_bound(chat(messages=[{"role": "user", "content": shown}]), compatible) == 100_000
 
 
 def test_what_cannot_be_counted_is_refused_where_no_window_is_known() -> None:
     with pytest.raises(InvalidArgument) as raised:
-        bounds.input_bound(chat(some_new_field=1), Model("openai", "x", 0, 10))
+        input_bound(chat(some_new_field=1), Model("openai", "x", 0, 10))
     assert raised.value.reason == "UNBOUNDED_REQUEST"
 
 
 def test_text_that_may_pass_the_window_is_refused() -> None:
     with pytest.raises(InvalidArgument) as raised:
-        bounds.input_bound(chat(messages=[{"role": "user", "content": "x" * 100_001}]), GPT)
+        input_bound(chat(messages=[{"role": "user", "content": "x" * 100_001}]), GPT)
     assert raised.value.reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
@@ -124,7 +152,7 @@ def test_what_no_price_covers_is_refused(fields: Any) -> None:
 
 def test_tools_count_with_their_bytes() -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "d" * 1000}}
-    assert bounds.input_bound(chat(tools=[tool]), GPT) - bounds.input_bound(chat(), GPT) >= 1000
+    assert input_bound(chat(tools=[tool]), GPT) - input_bound(chat(), GPT) >= 1000
 
 
 @pytest.mark.parametrize(
@@ -138,11 +166,11 @@ def test_tools_count_with_their_bytes() -> None:
     ],
 )
 def test_the_limit_goes_upstream_under_one_name(fields: Any, model: Model, name: str) -> None:
-    body = upstream_body(chat(**fields), model, 50)
+    body = dialect.limited(chat(**fields), model.name, 50)
     assert {key: body[key] for key in ("max_tokens", "max_completion_tokens") if key in body} == {name: 50}
 
 
 def test_usage_is_always_asked_for_in_a_stream() -> None:
-    body = upstream_body(chat(stream=True, stream_options={"include_obfuscation": False}), GPT, 50)
+    body = dialect.limited(chat(stream=True, stream_options={"include_obfuscation": False}), GPT.name, 50)
     assert body["stream_options"] == {"include_obfuscation": False, "include_usage": True}
-    assert "stream_options" not in upstream_body(chat(), GPT, 50)
+    assert "stream_options" not in dialect.limited(chat(), GPT.name, 50)

@@ -6,14 +6,17 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway_svc.chat import parse
+from gateway_svc.dialects import chat, responses
 from mesh.errors import InvalidArgument
 
 LONG = "å" * 129
 
 
 def end_user(**fields: Any) -> str:
-    return parse(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields})).end_user
+    """Return the end user of a request, which has the same name in both of OpenAI's dialects."""
+    of_chat = chat.parse(orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}))
+    assert responses.parse(orjson.dumps({"model": "m", "input": "hi", **fields})).end_user == of_chat.end_user
+    return of_chat.end_user
 
 
 def digest(name: str) -> str:
