@@ -16,7 +16,7 @@ from gateway_svc.usage import TokenUsage, of_openai
 
 # Text of the model stands in JSON strings, where each quote has a backslash before it: it can't look like a member.
 TOLD = re.compile(rb'"usage"\s*:\s*[^n\s]|"error"\s*:|\[DONE\]|"finish_reason"\s*:\s*[^n\s]|\r')
-DATA, EVENT_END = b"data:", b"\n\n"
+DATA, CHOICES, EVENT_END = b"data:", b'"choices":', b"\n\n"
 
 
 class ChatMeter:
@@ -65,7 +65,7 @@ class ChatMeter:
 
     def _take(self, event: bytes) -> bytes:
         """Read one event and return it if it may be passed on."""
-        if not TOLD.search(event) and event.startswith(DATA):
+        if _ordinary(event):
             self._counting.add(event)
             return event
         data = sse.data_of(event)
@@ -79,7 +79,7 @@ class ChatMeter:
     def _read(self, event: bytes, data: bytes) -> bytes:
         chunk = _chunk_of(data)
         choices = chunk.get("choices")
-        if "error" in chunk or not isinstance(choices, list):
+        if chunk.get("error") is not None or not isinstance(choices, list):
             self.failure, self.over = data, True
             return b""
         reported = chunk.get("usage")
@@ -97,10 +97,12 @@ class ChatMeter:
 
 
 def _ordinary(data: bytes) -> bool:
-    """Return whether these are whole events of one data line each, none of which has to be read."""
+    """Return whether these are whole chunks of one data line each, none of which has to be read."""
     if TOLD.search(data) is not None or not data.startswith(DATA):
         return False
-    return data.count(b"\n\ndata:") + 1 == data.count(EVENT_END) and data.count(b"\n") == 2 * data.count(EVENT_END)
+    events = data.count(EVENT_END)
+    is_regular = data.count(b"\n\ndata:") + 1 == events and data.count(b"\n") == 2 * events
+    return is_regular and data.count(CHOICES) == events
 
 
 def _chunk_of(data: bytes) -> JsonObject:

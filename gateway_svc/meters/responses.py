@@ -18,6 +18,7 @@ TOLD = re.compile(
 )
 STARTS = (b"event:", b"data:")
 EVENT_END = b"\n\n"
+EVENT_BYTES_MAX = 4 * sse.EVENT_BYTES_MAX  # some tell the whole response, with the request's tools in it
 FAILURES = ("response.failed", "error")
 ENDINGS = ("response.completed", "response.incomplete")
 
@@ -32,7 +33,7 @@ class ResponsesMeter:
         self.complete = False
         self._usage: TokenUsage | None = None
         self._foreign = False
-        self._splitter = sse.Splitter()
+        self._splitter = sse.Splitter(EVENT_BYTES_MAX)
         self._counting = Counting(_bytes_written)
 
     @property
@@ -67,7 +68,7 @@ class ResponsesMeter:
         data = sse.data_of(event)
         if not data or data == b"[DONE]":
             return b"" if data else event
-        if not TOLD.search(event):
+        if _ordinary(event):
             self._counting.add(event)
             return event
         return self._read(event, data)
