@@ -19,6 +19,7 @@ from gateway_svc.dialects.registry import limited
 from gateway_svc.passage import Passage
 from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent
 from gateway_svc.settlement import FIRST_ERROR_STATUS
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import MeshError, Unavailable
 from mesh.telemetry import logs
@@ -91,7 +92,9 @@ class Attempts:
         choice = passage.admitted.choices[route]
         passage.sent(route)
         try:
+            failpoints.reach("gateway.dispatch.asking")
             async with choice.provider.ask(call_of(passage, choice)) as exchange:
+                failpoints.reach("gateway.dispatch.answered")
                 self._judge(leave, exchange)
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)

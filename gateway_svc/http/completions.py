@@ -16,6 +16,7 @@ from gateway_svc.http.answers import json_response
 from gateway_svc.http.errors import DRAINING, REQUEST_ID, Voice
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -62,7 +63,9 @@ class Connection:
             await self._guarded(self.response.write(data))
 
     async def end(self, last: bytes) -> None:
+        failpoints.reach("gateway.reply.sending")
         await self.write(last)
+        failpoints.reach("gateway.reply.sent")
 
     async def _guarded(self, writing: Awaitable[object]) -> None:
         try:
@@ -136,6 +139,7 @@ class Endpoint:
     async def _serve(self, ask: Ask, connection: Connection) -> web.StreamResponse:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
+            failpoints.reach("gateway.reply.sending")
             return web.Response(
                 status=reply.status, body=reply.body, headers={**reply.headers, "content-type": reply.content_type}
             )
