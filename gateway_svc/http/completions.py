@@ -13,7 +13,8 @@ from aiohttp.typedefs import Handler
 from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
 from gateway_svc.http.answers import json_response
-from gateway_svc.http.errors import DRAINING, REQUEST_ID, Voice
+from gateway_svc.http.draining import DRAINING
+from gateway_svc.http.errors import REQUEST_ID, Voice
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
 from mesh import failpoints
@@ -54,7 +55,7 @@ class Connection:
                 "x-mandate-instance": self._instance,
             }
         )
-        if self._request.app[DRAINING].is_set():
+        if self._request.app[DRAINING].begun:
             self.response.force_close()
         await self._guarded(self.response.prepare(self._request))
 

@@ -1,4 +1,4 @@
-"""Take one of two gateways away under a load of streams, and load one beyond its limit: whoever was let in is served."""
+"""Take one of two gateways away under a load of streams, and load both past their limits: who was let in is served."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_a_gateway_that_is_told_to_stop_under_load_loses_no_request_and_cu
                 await asyncio.sleep(0.05)
         gone_seconds = time.monotonic() - told_at
         async with asyncio.timeout(GONE_SECONDS_MAX):
-            while {one["state"] for one in (await asyncio.to_thread(pair.status))["processes"]} != {"ready"}:
+            while {one["state"] for one in (await asyncio.to_thread(pair.status))["processes"]} != {"ready"}:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await asyncio.sleep(2)
 
