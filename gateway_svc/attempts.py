@@ -16,12 +16,13 @@ from gateway_svc.breaker import Circuits, Open
 from gateway_svc.choices import Choice
 from gateway_svc.credentials import Credentials
 from gateway_svc.dialects.registry import limited
+from gateway_svc.figures import Attempt
 from gateway_svc.passage import Passage
 from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent
 from gateway_svc.settlement import FIRST_ERROR_STATUS
 from mesh.clock import monotonic_ms
 from mesh.errors import MeshError, Unavailable
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 
 ELSEWHERE = failures.WORTH_A_RETRY | {*failures.AUTH_STATUSES, 404}  # statuses after which another may do better
 LIMITED = 429
@@ -89,18 +90,23 @@ class Attempts:
     async def _asked(self, passage: Passage, route: int, leave: Leave | None) -> AsyncGenerator[Exchange]:
         """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing."""
         choice = passage.admitted.choices[route]
-        passage.sent(route)
+        call = call_of(passage, choice)
+        attempt = Attempt(choice, call.output_tokens)
+        passage.sent(route, attempt)
         try:
-            async with choice.provider.ask(call_of(passage, choice)) as exchange:
+            async with attempt.around(choice.provider.ask(call)) as exchange:
+                attempt.answered(exchange.status)
                 self._judge(leave, exchange)
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)
                 yield exchange
-        except (NotSent, BrokenOff):
+        except (NotSent, BrokenOff) as error:
+            attempt.failed(error)
             if leave is not None:
-                self._circuits.failed(leave, monotonic_ms())
+                self._fail(leave)
             raise
         finally:
+            attempt.end()
             if leave is not None:
                 self._circuits.abandoned(leave)
 
@@ -137,9 +143,16 @@ class Attempts:
         if leave is None:
             return
         if exchange.status >= FIRST_SERVER_ERROR:
-            self._circuits.failed(leave, monotonic_ms())
+            self._fail(leave)
         else:
             self._circuits.succeeded(leave, monotonic_ms())
+
+    def _fail(self, leave: Leave) -> None:
+        opened = self._circuits.failed(leave, monotonic_ms())
+        if opened is not None:
+            provider = leave.key.provider
+            metrics.CIRCUITS_OPENED.labels(provider).inc()
+            log.warn("upstream.circuit_opened", provider=provider, retry_after_ms=opened.retry_after_ms)
 
     async def _refusal(self, passage: Passage, choice: Choice, exchange: Exchange) -> Refusal:
         try:

@@ -32,6 +32,7 @@ class Choice:
     far: Far
     provider: Provider
     credential: Credential | None
+    priced: bool  # whether the price list names it: whatever else tenants name is told apart in no metric
 
     @property
     def secret(self) -> Secret | None:
@@ -78,7 +79,7 @@ class Choices:
         if not reached:
             raise refused or _unknown(request.model)
         found = ways(request, reached, lambda model: reached[model][0].speaks(reached[model][1]))
-        return tuple(Choice(way.model, way.far, *reached[way.model]) for way in found)
+        return tuple(Choice(way.model, way.far, *reached[way.model], self._is_priced(way.model)) for way in found)
 
     async def listed(self, agent: Agent, policy: Policy) -> list[tuple[str, Model]]:
         """Return the names that an agent may ask for, each with a model that it leads to, in the order of the names."""
@@ -102,6 +103,9 @@ class Choices:
         if model is None:  # it had a price when the alias was made
             raise _unknown(target.model)
         return model
+
+    def _is_priced(self, model: Model) -> bool:
+        return self._catalog.find(model.provider, model.name) is not None
 
     def _find(self, target: Target) -> Model | None:
         """Return what the price list says of a target, else what the alias says itself."""

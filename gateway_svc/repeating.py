@@ -13,6 +13,7 @@ from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.who import Agent
 from mesh.errors import MeshError
 from mesh.secret import Secret
+from mesh.telemetry import metrics
 
 DISPATCHED = ("UPSTREAM_CUT", "SETTLEMENT_PENDING")  # reasons of errors that came after something may have been billed
 
@@ -44,6 +45,7 @@ class Repeating:
             case Fresh(run):
                 return await self._once(run, ask, client)
             case Replay() as replay:
+                metrics.REPLAYS.labels(ask.dialect).inc()
                 return Reply(replay.status, replay.body, replay.headers, replay.content_type)
 
     async def _once(self, run: Run, ask: Ask, client: Client) -> Reply | None:
