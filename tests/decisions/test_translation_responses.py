@@ -319,7 +319,7 @@ def test_a_request_reaches_models_of_messages_over_chat() -> None:
 TURNS = st.lists(
     st.one_of(
         st.builds(said, st.text(min_size=1)),
-        st.builds(lambda text: {"role": "user", "content": text}, st.text()),
+        st.fixed_dictionaries({"role": st.just("user"), "content": st.text()}),
         st.builds(call, st.text(min_size=1, max_size=3), st.text()),
         st.builds(output, st.text(min_size=1, max_size=3), st.text()),
     ),

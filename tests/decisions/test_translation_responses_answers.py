@@ -173,7 +173,7 @@ def test_the_reason_to_stop_is_a_status(finish: Json, status: str, details: Any)
 
 
 def test_probabilities_are_told_with_bytes_that_are_a_list() -> None:
-    choice = {"message": {"content": "Hi"}, "finish_reason": "stop", "logprobs": {"content": [LOGPROB]}}
+    choice: Any = {"message": {"content": "Hi"}, "finish_reason": "stop", "logprobs": {"content": [LOGPROB]}}
     found = OVER_CHAT.answer({**HEAD, "choices": [choice]}, request())
     output: Any = found["output"]
     assert output[0]["content"][0]["logprobs"] == [TOLD_LOGPROB]
@@ -372,7 +372,7 @@ def test_a_stream_ends_in_the_response_that_a_whole_answer_is(wanted: dict[str, 
 def test_openais_own_client_puts_the_stream_together(wanted: dict[str, Any]) -> None:
     asked = request(reasoning={"summary": "auto"} if wanted["summary"] else None)
     state = ResponseStreamState[Any](input_tools=omit, text_format=omit)
-    seen = [
+    seen: list[Any] = [
         found
         for data in told(b"".join(streamed({**wanted, "finish": "stop"}, [CALL])), asked)
         for found in state.handle_event(EVENT.validate_python(data))
