@@ -137,7 +137,7 @@ class Attempts:
             self._cooling.limited(leave, failures.seconds_of(retry_after) * 1_000, now_ms)
 
     def _leave(self, passage: Passage, choice: Choice) -> Leave | None:
-        """Return leave to ask, None where no circuit is kept; Unserved where the circuit is open or the lease is over."""
+        """Return leave to ask, None where no circuit is kept; Unserved where it is open, or the lease is over."""
         if not passage.mine:
             raise Unserved(Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500))
         circuit = choice.circuit
