@@ -8,11 +8,12 @@ from types import MappingProxyType
 
 from gateway_svc.pushed import Pushed
 from gateway_svc.routing import Alias
-from gateway_svc.store import changes
+from gateway_svc.store import change_log
 from gateway_svc.store import routes as store
 from mesh.db import Database
 
 ENTRIES_MAX = 20_000
+READS_AT_ONCE_MAX = 3  # of the pool's 10 connections, so that no loop waits for one
 
 NO_ALIAS: Mapping[str, Alias] = MappingProxyType({})
 
@@ -21,7 +22,14 @@ class Aliases(Pushed[str, Mapping[str, Alias]]):
     """The aliases of the organizations seen lately, by their names; `of(organization_id)` gives them."""
 
     def __init__(self, db: Database) -> None:
-        super().__init__(db, changes.ROUTES, partial(_read, db), lambda it: (it,), entries_max=ENTRIES_MAX)
+        super().__init__(
+            db,
+            change_log.ROUTES,
+            partial(_read, db),
+            lambda organization_id: (organization_id,),
+            entries_max=ENTRIES_MAX,
+            reads_at_once_max=READS_AT_ONCE_MAX,
+        )
 
 
 async def _read(db: Database, organization_id: str) -> Mapping[str, Alias]:

@@ -10,7 +10,6 @@ from datetime import timedelta
 
 from gateway_svc.admission import Admission
 from gateway_svc.attempts import Attempts
-from gateway_svc.breaker import Circuits
 from gateway_svc.channels import Channels
 from gateway_svc.choices import Choices
 from gateway_svc.credentials import Credential, Credentials
@@ -83,7 +82,7 @@ def _endpoints(
 ) -> Endpoints:
     choices = Choices(parts.catalog, parts.aliases, credentials, providers)
     admission = Admission(parts.directory, parts.rules, parts.rates, choices, parts.violations)
-    completions = Completions(admission, parts.ledger, Attempts(credentials, Circuits()))
+    completions = Completions(admission, parts.ledger, Attempts(credentials, parts.circuits))
     once = Repeating(completions, parts.replays)
     return Endpoints(Endpoint(once, in_flight_max, instance), Models(admission), Health(parts))
 

@@ -6,9 +6,10 @@ provider refuses (408, 409, 425, 429, 5xx; our key; a model that it does not hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway_svc import failures
 from gateway_svc.breaker import Admitted as Leave
@@ -26,6 +27,7 @@ from mesh.telemetry import logs
 ELSEWHERE = failures.WORTH_A_RETRY | {*failures.AUTH_STATUSES, 404}  # statuses after which another may do better
 LIMITED = 429
 FIRST_SERVER_ERROR = 500
+AGAIN_SECONDS = 0.1  # before the only provider that there is, which was not reached, is tried once more
 
 log = logs.get(__name__)
 
@@ -42,6 +44,7 @@ class Unserved(Exception):
 class Refusal:
     """A provider's no, read to its end; of one that broke off nothing is left, but a no it is all the same."""
 
+    route: int
     status: int
     body: bytes
     retry_after: str
@@ -53,69 +56,107 @@ class Attempts:
     def __init__(self, credentials: Credentials, circuits: Circuits) -> None:
         self._credentials = credentials
         self._circuits = circuits
+        self._cooling = Circuits()  # by model: which of them are tried last
 
     @asynccontextmanager
     async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
         """Give the first answer that serves, else the last refusal; Unserved where nobody could be asked."""
+        choices = passage.admitted.choices
         refusal: Refusal | None = None
         missed: MeshError | None = None
-        for route, choice in enumerate(passage.admitted.choices):
-            leave = self._leave(choice)
-            if isinstance(leave, Open):
-                missed = missed or _out_of_order(choice, leave)
-                continue
-            if not passage.mine:
-                missed = Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500)
-                break
+        for turn, route in enumerate(self._order(choices)):
+            if turn and len(choices) == 1:
+                await asyncio.sleep(AGAIN_SECONDS)
             try:
-                async with self._asked(passage, route, leave) as exchange:
+                async with self._asked(passage, route) as exchange:
                     if exchange.status < FIRST_ERROR_STATUS:
                         yield exchange
                         return
-                    refusal = await self._refusal(passage, choice, exchange)
-            except NotSent as error:
-                log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
-                missed = missed or failures.unreachable()
+                    refusal = await self._refusal(passage, route, exchange)
+            except Unserved as passed:
+                missed = missed or passed.error
                 continue
-            if refusal.status not in ELSEWHERE:
+            if refusal.status not in ELSEWHERE or len(choices) == 1:
                 break
         if refusal is None:
             raise Unserved(missed or failures.unreachable())
+        passage.went(refusal.route)
         yield refusal
 
     @asynccontextmanager
-    async def _asked(self, passage: Passage, route: int, leave: Leave | None) -> AsyncGenerator[Exchange]:
-        """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing."""
+    async def _asked(self, passage: Passage, route: int) -> AsyncGenerator[Exchange]:
+        """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing.
+
+        Unserved where it was not reached, or is not to be asked.
+        """
         choice = passage.admitted.choices[route]
+        leave = self._leave(passage, choice)
         passage.sent(route)
         try:
             async with choice.provider.ask(call_of(passage, choice)) as exchange:
                 self._judge(leave, exchange)
+                if exchange.status == LIMITED:
+                    self._cool(choice, exchange.retry_after)
                 yield exchange
-        except (NotSent, BrokenOff):
+        except (NotSent, BrokenOff) as error:
             if leave is not None:
                 self._circuits.failed(leave, monotonic_ms())
-            raise
+            if isinstance(error, BrokenOff):
+                raise
+            log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
+            raise Unserved(failures.unreachable()) from None
         finally:
             if leave is not None:
                 self._circuits.abandoned(leave)
 
-    def _leave(self, choice: Choice) -> Leave | Open | None:
+    def _order(self, choices: Sequence[Choice]) -> list[int]:
+        """Put those last whose provider has just said that it takes no more of this model; they are tried all the same.
+
+        Another request of fewer tokens may pass where one did not.
+        """
+        if len(choices) == 1:
+            return [0, 0]  # a second time where it was not reached; whatever answered is not asked again
+        return sorted(range(len(choices)), key=lambda route: self._is_cooling(choices[route]))
+
+    def _is_cooling(self, choice: Choice) -> bool:
+        if choice.circuit is None:
+            return False
+        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), monotonic_ms())
+        if isinstance(leave, Open):
+            return True
+        self._cooling.abandoned(leave)
+        return False
+
+    def _cool(self, choice: Choice, retry_after: str) -> None:
+        """Remember for how long a model is to be tried last."""
+        if choice.circuit is None:
+            return
+        now_ms = monotonic_ms()
+        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), now_ms)
+        if not isinstance(leave, Open):
+            self._cooling.limited(leave, failures.seconds_of(retry_after) * 1_000, now_ms)
+
+    def _leave(self, passage: Passage, choice: Choice) -> Leave | None:
+        """Return leave to ask, None where no circuit is kept; Unserved where it is open, or the lease is over."""
+        if not passage.mine:
+            raise Unserved(Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500))
         circuit = choice.circuit
-        return None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
+        leave = None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
+        if isinstance(leave, Open):
+            text = f"the provider {choice.model.provider} fails too often and is not asked for a while"
+            raise Unserved(Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms))
+        return leave
 
     def _judge(self, leave: Leave | None, exchange: Exchange) -> None:
         if leave is None:
             return
-        if exchange.status == LIMITED:
-            after_ms = failures.seconds_of(exchange.retry_after) * 1_000
-            self._circuits.limited(leave, after_ms, monotonic_ms())
-        elif exchange.status >= FIRST_SERVER_ERROR:
+        if exchange.status >= FIRST_SERVER_ERROR:
             self._circuits.failed(leave, monotonic_ms())
         else:
             self._circuits.succeeded(leave, monotonic_ms())
 
-    async def _refusal(self, passage: Passage, choice: Choice, exchange: Exchange) -> Refusal:
+    async def _refusal(self, passage: Passage, route: int, exchange: Exchange) -> Refusal:
+        choice = passage.admitted.choices[route]
         try:
             body = await exchange.body()
         except BrokenOff:
@@ -123,7 +164,7 @@ class Attempts:
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, choice.model.provider)
         log.event("upstream.refused", provider=choice.model.provider, model=choice.model.name, status=exchange.status)
-        return Refusal(exchange.status, body, exchange.retry_after)
+        return Refusal(route, exchange.status, body, exchange.retry_after)
 
 
 def call_of(passage: Passage, choice: Choice) -> Call:
@@ -138,8 +179,3 @@ def call_of(passage: Passage, choice: Choice) -> Call:
         credential=choice.credential,
         mock=passage.admitted.ask.mock,
     )
-
-
-def _out_of_order(choice: Choice, leave: Open) -> Unavailable:
-    text = f"the provider {choice.model.provider} fails too often and is not asked for a while"
-    return Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms)

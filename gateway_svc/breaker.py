@@ -27,11 +27,12 @@ FINGERPRINT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class CircuitKey:
-    """What fails together: one key at one address of one provider."""
+    """What fails together: one key at one address of one provider, or one model of it where it names one."""
 
     provider: str
     base_url: str
     fingerprint: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from gateway_svc.who import Agent
 from mesh.errors import MeshError, NotFound, PermissionDenied, Unavailable
 from mesh.secret import Secret
 
-THINKING = re.compile(r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner)")  # whether they are asked to or not
+# Families that think whether they are asked to or not.
+THINKING = re.compile(r"^(o[1-9]|gpt-[5-9]|gemini-|deepseek-reasoner|claude-[a-z]+-[5-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Choices:
             try:
                 model = self._model(target)
                 _check(model, policy)
-                reached[model] = await self._reach(model, agent)
+                reached[model] = await self._reach(target, agent)
             except MeshError as error:
                 refused = refused or error
         if not reached:
@@ -109,13 +110,17 @@ class Choices:
             return listed
         return Model(target.provider, target.model, target.limits.context_tokens, target.limits.output_tokens_max)
 
-    async def _reach(self, model: Model, agent: Agent) -> tuple[Provider, Credential | None]:
-        provider = self._providers.get(model.provider)
+    async def _reach(self, target: Target, agent: Agent) -> tuple[Provider, Credential | None]:
+        provider = self._providers.get(target.provider)
         if provider is None:
-            raise Unavailable("PROVIDER_NOT_CONFIGURED", f"the provider {model.provider} is not known here")
+            raise Unavailable("PROVIDER_NOT_CONFIGURED", f"the provider {target.provider} is not known here")
         if not provider.needs_credential:
             return provider, None
-        return provider, await self._credentials.of(agent.organization_id, model.provider)
+        credential = await self._credentials.of(agent.organization_id, target.provider)
+        if target.limits is not None and not credential.named:  # a model of no list: of the organization's own server
+            text = f"{target.model} is asked for at an address of the organization's own, and there is none"
+            raise Unavailable("PROVIDER_NOT_CONFIGURED", text)
+        return provider, credential
 
 
 def _check(model: Model, policy: Policy) -> None:

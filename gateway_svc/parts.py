@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway_svc.aliases import Aliases
+from gateway_svc.breaker import Circuits
 from gateway_svc.catalog import Catalog
 from gateway_svc.channels import Channels
 from gateway_svc.charging import Ledger
@@ -34,6 +35,7 @@ class Parts:
     rates: Rates
     replays: Replays
     violations: Violations
+    circuits: Circuits
 
     @property
     def loops(self) -> tuple[Callable[[], Awaitable[None]], ...]:
@@ -65,4 +67,5 @@ def parts_of(
         rates=Rates(redis),
         replays=Replays(db, *replays),
         violations=Violations(db),
+        circuits=Circuits(),
     )

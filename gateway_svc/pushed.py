@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Generic, TypeVar
 
 from gateway_svc.calls import Calls
-from gateway_svc.store.changes import Changes
+from gateway_svc.store.change_log import ChangeLog, News
 from mesh.clock import monotonic_ms
-from mesh.db import Database
+from mesh.db import Database, StatementError
 from mesh.errors import MeshError, Unavailable
 from mesh.telemetry import logs
 
 FRESH_MS = 700
 POLL_EVERY_SECONDS = 0.2
-POLL_SECONDS_MAX = 1.0
+POLL_SECONDS_MAX = 0.5
 READ_SECONDS_MAX = 2.0
-CHANGES_MAX = 1_000  # in one poll; more drop everything
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -36,22 +36,26 @@ class Pushed(Generic[Key, Value]):
     def __init__(
         self,
         db: Database,
-        changes: Changes,
+        changes: ChangeLog,
         read: Callable[[Key], Awaitable[Value]],
         subjects: Callable[[Key], Iterable[str]],
         *,
         entries_max: int,
+        reads_at_once_max: int,
     ) -> None:
         self._db = db
-        self._changes = changes
+        self._log = changes
         self._read = read
         self._subjects = subjects
         self._entries_max = entries_max
         self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._by_subject: dict[str, set[Key]] = {}
-        self._reads: Calls[tuple[Key, int | None], Value] = Calls()
+        self._reads: Calls[tuple[Key, int], Value] = Calls()
         self._reading: dict[Key, object] = {}  # the newest read of a key, until a change to it is heard of
-        self._revision: int | None = None
+        self._at_once = asyncio.Semaphore(reads_at_once_max)  # who waits is a request in flight; those are bounded
+        self._server_since: datetime | None = None
+        self._revision = 0
+        self._news_heard = 0
         self._polled_at_ms = float("-inf")
 
     @property
@@ -70,7 +74,7 @@ class Pushed(Generic[Key, Value]):
             self._entries.move_to_end(key)
             return self._entries[key]
         # A read that began before the last change heard of is not shared with those who come after it.
-        return await self._reads.share((key, self._revision), lambda: self._fill(key))
+        return await self._reads.share((key, self._news_heard), lambda: self._fill(key))
 
     async def run(self) -> None:
         """Follow the changes for ever."""
@@ -78,32 +82,25 @@ class Pushed(Generic[Key, Value]):
             began_at_ms = monotonic_ms()
             try:
                 async with asyncio.timeout(POLL_SECONDS_MAX):
-                    await self._poll()
+                    self._take(await self._log.since(self._db, self._revision))
                 self._polled_at_ms = began_at_ms
-            except (MeshError, TimeoutError) as failure:
-                log.warn("changes.unavailable", table=self._changes.table, error=type(failure).__name__)
+            except (MeshError, StatementError, TimeoutError) as failure:
+                log.warn("changes.unavailable", table=self._log.table, error=type(failure).__name__)
             await asyncio.sleep(POLL_EVERY_SECONDS)
 
-    async def _poll(self) -> None:
-        """Hear of every change after the last one heard of, or begin anew where that one is gone from the table."""
-        if self._revision is None:
-            await self._begin_anew()
+    def _take(self, news: News) -> None:
+        if news.server_since == self._server_since and news.latest == self._revision:
             return
-        changes = await self._changes.since(self._db, self._revision, CHANGES_MAX)
-        heard_of_last = changes[0].revision if changes else 0
-        if heard_of_last != self._revision or len(changes) == CHANGES_MAX:
-            await self._begin_anew()
-            return
-        for change in changes[1:]:
-            for key in tuple(self._by_subject.get(change.subject_id, ())):
+        # Another server, after a failover, may lack what was read from the one before.
+        if news.server_since != self._server_since or not news.whole:
+            self._entries.clear()
+            self._by_subject.clear()
+            self._reading.clear()
+        for subject in news.subjects:
+            for key in tuple(self._by_subject.get(subject, ())):
                 self._forget(key)
-            self._revision = change.revision
-
-    async def _begin_anew(self) -> None:
-        self._revision = await self._changes.latest(self._db)
-        self._entries.clear()
-        self._by_subject.clear()
-        self._reading.clear()
+        self._server_since, self._revision = news.server_since, news.latest
+        self._news_heard += 1
 
     async def _fill(self, key: Key) -> Value:
         """Read a value, and keep it unless a change was heard of meanwhile that it may not show."""
@@ -111,7 +108,7 @@ class Pushed(Generic[Key, Value]):
         for subject in self._subjects(key):
             self._by_subject.setdefault(subject, set()).add(key)
         try:
-            async with asyncio.timeout(READ_SECONDS_MAX):
+            async with asyncio.timeout(READ_SECONDS_MAX), self._at_once:
                 value = await self._read(key)
         except BaseException as failure:
             if self._reading.get(key) is mine:

@@ -82,12 +82,6 @@ class Explanation:
     output_tokens_max: int | None
 
 
-def require(policy: Policy, asked: Asked) -> None:
-    """Refuse what a policy does not allow, by the first of its `refusals`."""
-    for _, _, error in refusals(policy, asked):
-        raise error
-
-
 def refusals(policy: Policy, asked: Asked) -> Iterator[tuple[str, str, PermissionDenied]]:
     """Give each list that refuses a request, the name that it refuses, and the error, in the gateway's order."""
     if asked.endpoint and not policy.allows_endpoint(asked.endpoint):

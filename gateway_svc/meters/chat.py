@@ -44,6 +44,8 @@ class ChatMeter:
         return None if self._foreign else self._counting.tokens
 
     def feed(self, data: bytes) -> bytes:
+        if self.over:
+            return b""
         if not self._splitter.rest and data.endswith(EVENT_END) and _ordinary(data):
             self._counting.add(data)
             return data

@@ -45,6 +45,8 @@ class MessagesMeter:
         return None if self._foreign else self._counting.tokens
 
     def feed(self, data: bytes) -> bytes:
+        if self.over:
+            return b""
         if not self.kept and not self._splitter.rest and _ordinary(data):
             self._counting.add(data)
             return data

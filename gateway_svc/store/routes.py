@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import cast
 
 from gateway_svc.routing import Alias, Limits, Target
-from gateway_svc.store import changes
+from gateway_svc.store import change_log
 from mesh.db import Connection, Database, Row
 
 ROUTES_MAX = 100  # of one organization, in force
@@ -90,7 +90,7 @@ async def add(tx: Connection, route: Alias, organization_id: str) -> None:
     """Write a new route."""
     await tx.execute(ADD, route.route_id, organization_id, route.name)
     await _add_targets(tx, route.route_id, route.targets)
-    await changes.ROUTES.record(tx, organization_id)
+    await change_log.ROUTES.record(tx, organization_id)
 
 
 async def change(tx: Connection, route: Alias, organization_id: str) -> None:
@@ -98,13 +98,13 @@ async def change(tx: Connection, route: Alias, organization_id: str) -> None:
     await tx.execute(RENAME, route.route_id, route.name)
     await tx.execute("DELETE FROM route_targets WHERE route_id = $1", route.route_id)
     await _add_targets(tx, route.route_id, route.targets)
-    await changes.ROUTES.record(tx, organization_id)
+    await change_log.ROUTES.record(tx, organization_id)
 
 
 async def remove(tx: Connection, route_id: str, organization_id: str) -> None:
     """End a route; one that has ended keeps the time at which it did."""
     await tx.execute(REMOVE, route_id)
-    await changes.ROUTES.record(tx, organization_id)
+    await change_log.ROUTES.record(tx, organization_id)
 
 
 async def in_force(db: Database, organization_id: str) -> list[Alias]:

@@ -103,9 +103,10 @@ class ChatStream:
                 self._begin(start)
                 self._see(start.get("usage"))
                 return self._chunk({"role": "assistant", "content": ""}, None)
-            case {"type": "message_delta", "delta": dict(delta)}:
-                self._see(message.get("usage"))
-                self._finish = _finish(delta) or self._finish
+            case {"type": "message_delta"}:
+                self._see(message.get("usage"), final=True)
+                delta = message.get("delta")
+                self._finish = (_finish(delta) if isinstance(delta, dict) else None) or self._finish
             case {"type": "content_block_stop", "index": index} if index in self._empty:
                 return self._arguments(index, "{}")  # Messages has none for an empty input; clients of chat read JSON
             case {"type": str()}:
@@ -159,9 +160,11 @@ class ChatStream:
     def _text(self, member: bytes, text: str) -> bytes:
         return b"data: " + self._opening + member + b'":' + orjson.dumps(text) + self._closing
 
-    def _see(self, usage: Json) -> None:
+    def _see(self, usage: Json, *, final: bool = False) -> None:
+        """Take in the newest figures; the output of message_start is from before the answer, and tells nothing."""
         if isinstance(usage, dict):
-            self._usage |= {name: value for name, value in usage.items() if value is not None}
+            known = {name: value for name, value in usage.items() if value is not None}
+            self._usage |= known if final else {**known, "output_tokens": None}
 
     def _chunk(self, delta: JsonObject, finish_reason: str | None) -> bytes:
         choice: JsonObject = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

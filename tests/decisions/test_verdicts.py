@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -8,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_svc.bounds import Model, bound
-from gateway_svc.chat import parse
+from gateway_svc.dialects import Dialect, Request, Size
 from gateway_svc.policies import Policy, Terms, merge, policy
-from gateway_svc.verdicts import LISTS, Asked, Decider, Level, explain, output_tokens_max, refusals, require
-from mesh.errors import PermissionDenied
+from gateway_svc.verdicts import LISTS, Asked, Decider, Level, explain, output_tokens_max, refusals
 from tests.decisions.test_policies import limits, names, rules, targets
 
 asked = st.builds(
@@ -94,8 +92,8 @@ def test_one_more_policy_never_allows_more(path: list[Level], request: Asked, mo
 
 @given(rules, st.integers(1, 60))
 def test_the_output_that_is_told_is_what_the_gateway_writes_upstream(rule: Policy, max_tokens: int) -> None:
-    body = {"model": "mock-model", "messages": [{"role": "user", "content": "x" * 80}], "max_tokens": max_tokens}
-    written = bound(parse(json.dumps(body).encode()), Model("mock", "mock-model", 0, 0), rule, clamp=True)
+    sent = Request(Dialect.CHAT, {}, "mock-model", max_tokens=max_tokens)
+    written = bound(sent, [(Model("mock", "mock-model", 0, 0), Size(0, text_bytes=80))], rule, clamp=True)
     request = Asked(max_tokens=max_tokens, input_tokens=written.input_tokens_max)
     assert output_tokens_max(rule, request) == written.output_tokens_wanted
 
@@ -112,9 +110,8 @@ def test_the_output_that_is_told_is_what_the_gateway_writes_upstream(rule: Polic
 def test_what_a_policy_does_not_allow_is_refused_by_its_own_reason(
     terms: dict[str, Any], request_: dict[str, Any], reason: str, field: str | None
 ) -> None:
-    with pytest.raises(PermissionDenied) as raised:
-        require(policy(Terms(**terms), "org_1"), Asked(**request_))
-    assert (raised.value.reason, raised.value.details.get("field")) == (reason, field)
+    ((_, _, error),) = refusals(policy(Terms(**terms), "org_1"), Asked(**request_))
+    assert (error.reason, error.details.get("field")) == (reason, field)
 
 
 def test_what_is_not_described_is_not_judged() -> None:

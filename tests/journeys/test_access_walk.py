@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def objects_of(mesh: Mesh, tenant: Tenant) -> dict[str, str]:
     policy = {"target": {"agentId": tenant.agent_id}, "name": "P", "allowedModels": ["mock-model"]}
     route = {
         "organizationId": tenant.organization_id,
-        "alias": "any",
+        "alias": f"any-{uuid.uuid4().hex[:8]}",
         "targets": [{"provider": "mock", "model": "mock-model"}],
     }
     secret = {

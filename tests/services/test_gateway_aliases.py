@@ -5,14 +5,15 @@ import contextlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from gateway_svc.aliases import NO_ALIAS, Aliases
-from gateway_svc.pushed import CHANGES_MAX, FRESH_MS, Pushed
+from gateway_svc.pushed import FRESH_MS, Pushed
 from gateway_svc.routing import Alias, Limits, Target
-from gateway_svc.store import changes, routes
+from gateway_svc.store import change_log, routes
 from mesh import db, ids
 from mesh.clock import monotonic_ms
 from mesh.db import Database
@@ -78,7 +79,7 @@ async def add(database: Database, organization_id: str, name: str) -> Alias:
 async def touch(database: Database, *subjects: str) -> None:
     async with database.transaction() as tx:
         for subject in subjects:
-            await changes.ROUTES.record(tx, subject)
+            await change_log.ROUTES.record(tx, subject)
 
 
 async def test_every_replica_sees_an_alias_come_change_and_go_within_a_second(database: Database) -> None:
@@ -179,7 +180,14 @@ class Readings:
 
 
 def pushed(database: Database, readings: Readings, entries_max: int = 100) -> Pushed[str, int]:
-    return Pushed(database, changes.ROUTES, readings.read, lambda key: key.split(), entries_max=entries_max)
+    return Pushed(
+        database,
+        change_log.ROUTES,
+        readings.read,
+        lambda key: key.split(),
+        entries_max=entries_max,
+        reads_at_once_max=3,
+    )
 
 
 async def test_a_read_during_which_its_subject_changed_is_not_kept_nor_shared_with_later_callers(
@@ -200,6 +208,23 @@ async def test_a_read_during_which_its_subject_changed_is_not_kept_nor_shared_wi
         assert await early == 1
         assert await values.of("a") == 2
         assert len(readings.begun) == 2
+
+
+async def test_so_many_values_are_read_at_once_and_no_more(database: Database) -> None:
+    readings = Readings()
+    values = pushed(database, readings)
+    asking = [asyncio.ensure_future(values.of(key)) for key in "abcde"]
+    await asyncio.sleep(0.05)
+    assert len(readings.begun) == 3
+    for count in range(1, 6):
+        (await readings.next(count)).set_result(count)
+    assert await asyncio.gather(*asking) == [1, 2, 3, 4, 5]
+
+
+async def test_a_read_that_takes_too_long_is_unavailable(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway_svc.pushed.READ_SECONDS_MAX", 0.05)
+    with pytest.raises(Unavailable):
+        await pushed(database, Readings()).of("a")
 
 
 async def test_a_read_that_fails_leaves_nothing_behind(database: Database) -> None:
@@ -244,27 +269,41 @@ async def test_an_entry_goes_with_any_subject_of_its_key_and_no_more_are_kept_th
         assert values._by_subject.keys() == {"a", "b", "c"}  # pyright: ignore[reportPrivateUsage]
 
 
-@pytest.mark.parametrize("behind", ["far", "pruned"])
+@pytest.mark.parametrize("behind", ["far", "pruned", "another server"])
 async def test_who_cannot_be_told_all_that_changed_forgets_everything(database: Database, behind: str) -> None:
     organization_id = ids.new(ids.Kind.ORGANIZATION)
     await touch(database, "x")
     async with following(database) as aliases:
         known = await aliases.of(organization_id)
         if behind == "far":
-            await touch(database, *(f"other-{number}" for number in range(CHANGES_MAX)))
-        else:
+            await touch(database, *(f"other-{number}" for number in range(change_log.READ_MAX)))
+        elif behind == "pruned":
             await database.execute("DELETE FROM route_changes")
+        else:  # as after a failover
+            aliases._server_since = datetime(2026, 1, 1, tzinfo=UTC)  # pyright: ignore[reportPrivateUsage]
         await until(lambda: aliases.size == 0)
         assert await aliases.of(organization_id) == known
         alias = await add(database, organization_id, "fast")
         await sees(aliases, organization_id, {"fast": alias})
 
 
+async def test_nobody_gets_a_revision_while_an_earlier_one_cannot_be_seen(database: Database) -> None:
+    async with database.transaction() as tx:
+        await change_log.ROUTES.record(tx, "first")
+        following = asyncio.ensure_future(touch(database, "second"))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        before = (await change_log.ROUTES.since(database, 0)).latest
+    await following
+    news = await change_log.ROUTES.since(database, before)
+    assert (news.subjects, news.whole) == (["first", "second"], True)
+
+
 async def test_of_changes_the_newest_10_000_are_kept(database: Database) -> None:
     await touch(database, "x")
     await database.execute("INSERT INTO route_changes (subject_id) SELECT 'y' FROM generate_series(1, 10_050)")
     await touch(database, "z")
-    assert await database.value("SELECT count(*) FROM route_changes") == changes.CHANGES_KEPT
+    assert await database.value("SELECT count(*) FROM route_changes") == change_log.CHANGES_KEPT
 
 
 class Storm:

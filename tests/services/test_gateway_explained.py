@@ -78,11 +78,33 @@ async def test_a_proposed_policy_counts_and_is_not_kept(gateway: RunningGateway)
     assert (await gateway.ask(tenant, HELLO)).status == 200
 
 
-async def test_the_gateway_refuses_with_the_reason_that_was_explained(gateway: RunningGateway) -> None:
+TOOL = {"type": "function", "function": {"name": "write_file", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"allowed_models": pb.ModelList(models=["*-flat"])},
+        {"allowed_providers": pb.NameList(names=["open*"])},
+        {"allowed_endpoints": pb.NameList(names=["messages"])},
+        {"allowed_tools": pb.NameList(names=["read_*"])},
+    ],
+    ids=lambda limits: next(iter(limits)),
+)
+async def test_the_gateway_refuses_with_the_reason_that_was_explained(
+    gateway: RunningGateway, limits: dict[str, Any]
+) -> None:
     tenant = await gateway.mesh.tenant()
-    await gateway.limit(tenant, tenant.family.workspace_id, allowed_models=pb.ModelList(models=["*-flat"]))
-    (refusal,) = (await explained(gateway, tenant, tenant.family.agent_id, model="mock-model")).refusals
-    assert (await gateway.ask(tenant, HELLO)).code == refusal.reason.lower()
+    await gateway.limit(tenant, tenant.family.workspace_id, **limits)
+    asked: dict[str, Any] = {
+        "model": "mock-model",
+        "provider": "mock",
+        "endpoint": "chat.completions",
+        "tools": ["write_file"],
+    }
+    (refusal,) = (await explained(gateway, tenant, tenant.family.agent_id, **asked)).refusals
+    answer = await gateway.ask(tenant, {**HELLO, "tools": [TOOL]})
+    assert (answer.status, answer.code) == (403, refusal.reason.lower())
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ async def test_what_has_leaked_away_is_not_given_back(rates: Rates) -> None:
 
 async def test_more_than_was_asked_for_counts_up_to_two_minutes(rates: Rates) -> None:
     organization_id, path = organization(), minute_of_tokens(100)
-    rates.correct(await rates.take(organization_id, path, 10), 10**15)
+    rates.correct(await rates.take(organization_id, path, 10), 10**30)
     refused = await outcome(rates, organization_id, path, 100)
     assert isinstance(refused, RateExceeded)
     assert refused.retry_after_ms is not None
@@ -278,6 +278,20 @@ async def test_a_caller_that_is_cancelled_at_any_moment_has_taken_nothing(rates:
         assert (await found(rates, organization_id, path)).levels == (0, 0)
         organization_id = organization()
     assert cancelled > 5
+
+
+async def test_a_caller_that_is_cancelled_as_its_answer_comes_has_taken_nothing(rates: Rates) -> None:
+    organization_id, path = organization(), [Rate("agt_1", 10, 1_000)]
+
+    async def neighbour() -> None:
+        await rates.take(organization(), path, 10)
+        task.cancel()  # its answer came in the same batch, and it has not gone on yet
+
+    before = asyncio.ensure_future(neighbour())
+    task = asyncio.ensure_future(rates.take(organization_id, path, 10))
+    await asyncio.wait([before, task])
+    assert task.cancelled()
+    assert (await found(rates, organization_id, path)).levels == (0, 0)
 
 
 async def test_a_script_that_valkey_forgot_is_told_again(rates: Rates, redis: Redis) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway_svc.routing import Alias, Limits, Target
 from mandate.gateway.v1 import routes_pb2 as pb
 from mesh import ids
 from mesh.caller import acting
@@ -196,6 +198,20 @@ async def test_a_list_of_routes_has_pages(gateway: RunningGateway) -> None:
     second = await listed(gateway, tenant, page_size=2, page_token=first.next_page_token)
     assert [*first.routes, *second.routes] == made
     assert not second.next_page_token
+
+
+async def test_a_route_made_at_one_gateway_is_known_to_another_within_a_second(
+    gateway: RunningGateway, mesh: Mesh, tmp_path: Path
+) -> None:
+    tenant = await mesh.tenant(0)
+    organization_id = tenant.family.organization_id
+    async with gateway_running(mesh, tmp_path) as second:
+        assert not await second.built.parts.aliases.of(organization_id)
+        made = await created(gateway, tenant, "fast", target(), unpriced(weight=5))
+        await asyncio.sleep(1)
+        known = await second.built.parts.aliases.of(organization_id)
+    targets = (Target("mock", "mock-model"), Target("openai", "llama-4", 5, 0, Limits(32_000, 4_000)))
+    assert known == {"fast": Alias(made.id, "fast", targets)}
 
 
 async def test_another_organizations_routes_do_not_exist(gateway: RunningGateway) -> None:

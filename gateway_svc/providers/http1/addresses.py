@@ -58,6 +58,11 @@ class Addresses:
         self._lookups: dict[str, asyncio.Task[tuple[Address, ...]]] = {}
         self._turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
+    @property
+    def count(self) -> int:
+        """Return how many names are remembered."""
+        return len(self._known)
+
     async def of(self, host: str) -> tuple[Address, ...]:
         """Return a host's addresses, at most 10 s old; OSError when there are none that may be asked."""
         known = self._known.get(host)
