@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway_svc import failures
 from gateway_svc.admission import Ask
-from gateway_svc.flow import Completions, Reply
+from gateway_svc.flow import ClientLeft, Completions, Reply
 from gateway_svc.recorded import Recorded
 from gateway_svc.relay import Client
 from gateway_svc.repeats import Apart, keeps, request_sha256
@@ -59,6 +59,9 @@ class Repeating:
                 await self._replays.finished(run, run.recorder.transcript())
             else:
                 await self._replays.dropped(run)
+        except ClientLeft:  # before anything was sent
+            await self._replays.dropped(run)
+            raise
         except MeshError as error:
             await self._failed(run, ask, error)
             raise

@@ -169,9 +169,9 @@ async def test_a_cut_answer_and_one_that_was_never_sent_are_told_apart(
     gateway: RunningGateway, tenant: Tenant, figures: Figures
 ) -> None:
     await gateway.ask(tenant, {**HELLO, "stream": True}, x_mock="die_after=1")
-    await gateway.ask(tenant, HELLO, x_mock="refuse=1")
+    await gateway.ask(tenant, HELLO, x_mock="refuse=1")  # which is tried twice
     attempts = "gen_ai_client_operation_duration_seconds_count"
-    assert [await figures.grown(attempts, **CHAT, error_type=kind) for kind in ("upstream_cut", "not_sent")] == [1, 1]
+    assert [await figures.grown(attempts, **CHAT, error_type=kind) for kind in ("upstream_cut", "not_sent")] == [1, 2]
     counted = {"provider": "mock", "model": "mock-model", "dialect": "chat.completions"}
     outcomes = [
         await figures.grown("mandate_completions_total", **counted, outcome=each) for each in ("upstream_cut", "voided")
