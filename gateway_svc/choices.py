@@ -32,6 +32,7 @@ class Choice:
     far: Far
     provider: Provider
     credential: Credential | None
+    organization_id: str
     priced: bool  # whether the price list names it: whatever else tenants name is told apart in no metric
 
     @property
@@ -47,11 +48,17 @@ class Choice:
 
     @property
     def circuit(self) -> CircuitKey | None:
-        """Return what fails together: one vendor at one address with one key; None where nothing can."""
+        """Return what fails together, as far as this organization sees; None where nothing can."""
         credential = self.credential
         if credential is None:
             return None
-        return CircuitKey(self.model.provider, credential.base_url, fingerprint(credential.secret))
+        return CircuitKey(
+            self.model.provider,
+            credential.base_url,
+            fingerprint(credential.secret),
+            self.model.name,
+            self.organization_id,
+        )
 
 
 class Choices:
@@ -79,7 +86,10 @@ class Choices:
         if not reached:
             raise refused or _unknown(request.model)
         found = ways(request, reached, lambda model: reached[model][0].speaks(reached[model][1]))
-        return tuple(Choice(way.model, way.far, *reached[way.model], self._is_priced(way.model)) for way in found)
+        return tuple(
+            Choice(way.model, way.far, *reached[way.model], agent.organization_id, self._is_priced(way.model))
+            for way in found
+        )
 
     async def listed(self, agent: Agent, policy: Policy) -> list[tuple[str, Model]]:
         """Return the names that an agent may ask for, each with a model that it leads to, in the order of the names."""
