@@ -19,7 +19,7 @@ from mesh.home import Home
 from mesh.services import POSTGRES_OFFSET
 from mesh.story import Graph
 from tests.bench.gateway_answers import Charge, question, request
-from tests.bench.gateway_load import STREAM, WHOLE, Target
+from tests.bench.gateway_load import STREAM, WHOLE, Target, ask_exactly
 from tests.bench.gateway_peers import KEY, PATH, Provider
 from tests.bench.gateway_processes import MEASURED_CORE, OTHERS_CORE, pin
 from tests.journeys.running import Mesh
@@ -31,8 +31,9 @@ PER_MINUTE = 100_000_000  # requests and tokens: more than anybody asks for here
 PERIODS = ("DAILY", "MONTHLY", "TOTAL")
 WORKSPACES, GROUPS_EACH = 2, 5
 AT_ONCE = 8
+FIRST_CONNECTIONS, FIRST_REQUESTS_EACH = 20, 4  # so that no key is new to the gateway once anything is timed
 READ_SECONDS = 120
-FIRST = ("gateway", "ledger", "postgres", "valkey", "identity", "vault", "edge")
+PROCESSES = ("gateway", "ledger", "postgres", "valkey", "identity", "vault", "edge")
 
 
 @dataclass
@@ -104,8 +105,10 @@ async def ours(asked: Provider, home: Path, agents: int) -> AsyncGenerator[Ours]
             ]
             for kind in (WHOLE, STREAM)
         }
-        target = Target(OURS, port, requests, {name: processes[name] for name in FIRST}, governed=True)
-        yield Ours(mesh, target, settled.organization_id, settled.nodes)
+        target = Target(OURS, port, requests, {name: processes[name] for name in PROCESSES}, governed=True)
+        found = Ours(mesh, target, settled.organization_id, settled.nodes)
+        found.charges += await ask_exactly(target, WHOLE, FIRST_CONNECTIONS, FIRST_REQUESTS_EACH * agents)
+        yield found
 
 
 @dataclass(frozen=True)
