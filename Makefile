@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up down demo test chaos check outside bench-memory bench-ledger bench-reports fmt protos docs lock clean
+.PHONY: help up down demo test chaos check outside bench-memory bench-ledger bench-gateway bench-reports fmt protos docs lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,7 +28,7 @@ test: .venv/.protos ## Run every test that needs no outside service
 	$(BIN)/pytest -q -m chaos
 	$(BIN)/pytest -n $(WORKERS) -m "not chaos and not chaos_long"
 
-chaos: .venv/.protos ## Kill, storm and check laws for much longer than `make test` does; about 15 minutes
+chaos: .venv/.protos ## Kill, storm and check laws for much longer than `make test` does; about 40 minutes
 	$(BIN)/pytest -q -m chaos_long
 
 check: .venv/.protos ## Check style, types, imports, contracts and the rules of the house
@@ -50,6 +50,9 @@ bench-memory: .venv/.protos ## Measure an idle mesh: memory of each process, col
 bench-ledger: .venv/.protos ## Measure the ledger against pgbench on the same server; 6 minutes. ARGS="--rounds 5 --seconds 3"
 	@$(BIN)/python -m tests.bench.ledger $(ARGS)
 
+bench-gateway: .venv/.protos ## Measure the gateway beside LiteLLM and Portkey; 15 minutes, fetches both. ARGS="--rounds 5 --seconds 4"
+	@$(BIN)/python -m tests.bench.gateway $(ARGS)
+
 bench-reports: .venv/.protos ## Measure usage reports over 10,000,000 completions; 15 minutes, 12 GB. ARGS="1000000"
 	$(BIN)/python -m tests.bench.usage_reports $(ARGS)
 
@@ -67,8 +70,8 @@ docs: .venv/.protos ## Write the tables of settings and errors in docs/ again
 
 lock: .venv/.installed ## Pin every dependency anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade -o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --no-header --generate-hashes --upgrade -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --no-header --generate-hashes --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean: ## Remove what was built; the state folder stays (`mandate down --wipe` removes that)
 	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

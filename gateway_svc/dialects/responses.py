@@ -207,12 +207,13 @@ def _check_part(part: Json, field: str) -> None:
     refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}.prompt_cache_breakpoint")
 
 
-def _tools(document: JsonObject, name: str) -> tuple[str, ...]:
+def _tools(owner: JsonObject, field: str) -> tuple[str, ...]:
     """Return the names of the caller's functions; tools that the provider runs have fees, and are refused."""
     names: list[str] = []
-    for index, tool in enumerate(listed(document, name, TOOLS_MAX)):
+    for index, tool in enumerate(listed(owner, "tools", TOOLS_MAX)):
+        place = f"{field}[{index}]"
         kind = tool.get("type") if isinstance(tool, dict) else None
         if not isinstance(tool, dict) or not isinstance(kind, str) or kind not in TOOL_KINDS:
-            raise unpriced(f"{name}[{index}]", "only functions of the caller have a price")
-        names += _tools(tool, "tools") if kind == "namespace" else [text(tool, "name", f"{name}[{index}].name")]
+            raise unpriced(place, "only functions of the caller have a price")
+        names += _tools(tool, f"{place}.tools") if kind == "namespace" else [text(tool, "name", f"{place}.name")]
     return tuple(names)

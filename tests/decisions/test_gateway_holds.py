@@ -58,7 +58,9 @@ def test_a_settle_says_which_route_was_taken_after_how_many_attempts() -> None:
 
 
 def test_a_settle_says_by_which_interface_and_on_whose_figures() -> None:
-    told = wire.settle_message(replace(REPORT, dialect=Dialect.MESSAGES, usage_source=UsageSource.ZERO))
+    told = wire.settle_message(
+        replace(REPORT, dialect=Dialect.MESSAGES, settlement=replace(REPORT.settlement, source=UsageSource.ZERO))
+    )
     assert (told.dialect, told.usage_source) == ("messages", "zero")
 
 
