@@ -74,6 +74,7 @@ class Load:
     url: str
     api_key: str
     keyed: bool = False
+    spread: bool = False  # each request on a new connection, so that every replica gets its share
     callers: int = CALLERS
     charged: dict[str, int] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
@@ -98,7 +99,8 @@ class Load:
         """Call all the time inside the block; at its end every caller finishes what it began."""
         stop = asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=45)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        connector = aiohttp.TCPConnector(limit=0, force_close=self.spread)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             async with asyncio.TaskGroup() as group:
                 for number in range(self.callers):
                     group.create_task(self._call_until(stop, session, number))
