@@ -22,6 +22,7 @@ from gateway_svc.figures import Attempt
 from gateway_svc.passage import Passage
 from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent, TooLarge
 from gateway_svc.settlement import FIRST_ERROR_STATUS
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import MeshError, Unavailable
 from mesh.telemetry import logs, metrics
@@ -99,7 +100,9 @@ class Attempts:
         attempt = Attempt(choice, call.output_tokens)
         passage.sent(route, attempt)
         try:
+            failpoints.reach("gateway.dispatch.asking")
             async with attempt.around(choice.provider.ask(call)) as exchange:
+                failpoints.reach("gateway.dispatch.answered")
                 attempt.answered(exchange.status)
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)

@@ -17,6 +17,7 @@ from gateway_svc.providers import Provider
 from gateway_svc.routing import Target, order
 from gateway_svc.ways import Far, ways
 from gateway_svc.who import Agent
+from mesh import failpoints
 from mesh.errors import MeshError, NotFound, PermissionDenied, Unavailable
 from mesh.secret import Secret
 
@@ -130,7 +131,9 @@ class Choices:
             raise Unavailable("PROVIDER_NOT_CONFIGURED", f"the provider {target.provider} is not known here")
         if not provider.needs_credential:
             return provider, None
+        failpoints.reach("gateway.credential.asking")
         credential = await self._credentials.of(agent.organization_id, target.provider)
+        failpoints.reach("gateway.credential.given")
         if target.limits is not None and not credential.named:  # a model of no list: of the organization's own server
             text = f"{target.model} is asked for at an address of the organization's own, and there is none"
             raise Unavailable("PROVIDER_NOT_CONFIGURED", text)

@@ -26,6 +26,7 @@ from gateway_svc.settlement import Ending
 from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.usage import TokenUsage
 from gateway_svc.who import Agent
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import Aborted, MeshError, PermissionDenied, Unavailable
 from mesh.secret import Secret
@@ -114,7 +115,9 @@ class Completions:
 
     async def _hold(self, admitted: Admitted) -> Grant:
         try:
+            failpoints.reach("gateway.hold.asking")
             outcome = await self._ask_ledger(admitted)
+            failpoints.reach("gateway.hold.granted")
             if isinstance(outcome, Refused):
                 raise outcome.error()
         except MeshError as refused:

@@ -11,6 +11,7 @@ from gateway_svc.holds import Grant, Report
 from gateway_svc.receipt import Receipt
 from gateway_svc.settlement import Ending, ceiling, settlement
 from gateway_svc.tellings.registry import TELLINGS
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.telemetry import logs
 
@@ -82,12 +83,14 @@ class Passage:
 
     async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
         """Charge what was used and wait for the commit; SETTLEMENT_PENDING when it does not come in 30 s."""
+        failpoints.reach("gateway.settle.asking")
         report = self._report(ending, client_gone=client_gone)
         self._closed = True
         charging = self._ledger.settle(report)
         self._admission.correct(self.admitted, report.settlement.usage.total)
         try:
             charged = await charging
+            failpoints.reach("gateway.settle.charged")
         finally:
             latency_ms = monotonic_ms() - self.admitted.ask.started_ms
             overhead_ms = max(0.0, latency_ms - self._upstream_ms)

@@ -32,4 +32,4 @@ class Recorded:
         """Send the last bytes of a stream once its outcome is kept."""
         self._run.recorder.write(last)
         await self._replays.finished(self._run, self._run.recorder.transcript())
-        await self._client.write(last)
+        await self._client.end(last)

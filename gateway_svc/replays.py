@@ -17,7 +17,7 @@ from gateway_svc.repeats import Apart, Retention, Wish
 from gateway_svc.store import replays as store
 from gateway_svc.store.replays import Held, Place, Sealed
 from gateway_svc.who import Agent
-from mesh import sealing
+from mesh import failpoints, sealing
 from mesh.db import Database
 from mesh.errors import MeshError, Unavailable
 from mesh.telemetry import logs
@@ -110,6 +110,7 @@ class Replays:
         Where it can't be written the answer stands all the same: the row stays as it is, and once its beat is old a
         repeat is told that the outcome is unknown.
         """
+        failpoints.reach("gateway.replay.keeping")
         try:
             async with asyncio.timeout(FINISH_SECONDS_MAX):
                 sealed = await self._sealed(run.place, transcript)
@@ -119,6 +120,7 @@ class Replays:
             log.warn("replay.not_kept", request_id=run.place.request_id, error=_name(error))
         finally:
             self._close(run)
+        failpoints.reach("gateway.replay.kept")
 
     async def dropped(self, run: Run) -> None:
         """Free the key of a run of which nothing was dispatched, or nothing that is to be kept came."""

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # pyright: ignore[reportAttributeAccessIssue]  # it ships no stubs
 from grpc_reflection.v1alpha import reflection
 
-from mesh import access, ports, tokens
+from mesh import access, failpoints, ports, tokens
 from mesh.chain import Chain
 from mesh.chain import access as access_step
 from mesh.chain import caller as caller_step
@@ -110,6 +110,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def prepare(service: str, runtime: Runtime) -> None:
     """Set up logs, traces and metrics of this process."""
+    failpoints.arm(runtime)
     logs.configure(service, runtime)
     traces.configure(service, runtime.otlp_endpoint, runtime.replica)
     metrics.serve(runtime.host, ports.metrics_port(service, runtime))

@@ -102,6 +102,11 @@ class Runtime:
     log_config: Path | None = setting(
         "MANDATE_LOG_CONFIG", None, "YAML file laid over the shipped logging configuration."
     )
+    failpoint_file: Path | None = setting(
+        "MANDATE_FAILPOINT_FILE",
+        None,
+        "File in which tests of crashes name a place at which a process is to be killed; refused in production.",
+    )
     otlp_endpoint: str = setting(
         "MANDATE_OTLP_ENDPOINT", "", "OpenTelemetry collector (OTLP over gRPC); no traces when empty."
     )

@@ -12,7 +12,8 @@ from gateway_svc.dialects import Dialect
 from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.connections import Connections
 from gateway_svc.http.descriptors import connections_within
-from gateway_svc.http.errors import DRAINING, identified
+from gateway_svc.http.draining import DRAINING, Draining
+from gateway_svc.http.errors import identified
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
 from mesh.accepting import Acceptor
@@ -20,7 +21,7 @@ from mesh.settings import Runtime
 from mesh.telemetry import logs
 
 BACKLOG = 1_024
-LAST_ANSWERS_SECONDS = 0.5  # busy connections learn from one more answer that they end
+BROKEN_OFF_SECONDS = 0.5  # for what the drain time did not suffice for to settle on what it has
 PREFIXES = ("", "/gateway")  # the vendors' own paths, and the same below ours
 POSTED = {
     "/v1/chat/completions": Dialect.CHAT,
@@ -44,7 +45,7 @@ class Endpoints:
 def application(endpoints: Endpoints, *, instance: str, body_bytes_max: int) -> web.Application:
     """Build the routes."""
     app = web.Application(middlewares=[identified(instance)], client_max_size=body_bytes_max)
-    app[DRAINING] = asyncio.Event()
+    app[DRAINING] = Draining()
     for prefix in PREFIXES:
         for path, dialect in POSTED.items():
             app.router.add_post(f"{prefix}{path}", endpoints.completions.create(dialect))
@@ -66,7 +67,7 @@ class HttpServer:
         self._runtime = runtime
         self._instance = instance
         self._connections_max = connections_max
-        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=float(runtime.drain_seconds))
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=BROKEN_OFF_SECONDS)
         self._drained = asyncio.Event()
         self._acceptor: Acceptor | None = None
         self._listener: asyncio.Server | None = None
@@ -96,7 +97,6 @@ class HttpServer:
             self._acceptor.stop()
         if self._listener is not None:
             self._listener.close()
-        self._app[DRAINING].set()
-        await asyncio.sleep(min(LAST_ANSWERS_SECONDS, self._runtime.drain_seconds))
+        await self._app[DRAINING].quiet(self._runtime.drain_seconds)
         await self._runner.cleanup()
         self._drained.set()

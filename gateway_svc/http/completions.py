@@ -14,9 +14,11 @@ from gateway_svc import genai
 from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
 from gateway_svc.http.answers import json_response
-from gateway_svc.http.errors import DRAINING, REQUEST_ID, Voice
+from gateway_svc.http.draining import DRAINING
+from gateway_svc.http.errors import REQUEST_ID, Voice
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
+from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
@@ -54,7 +56,7 @@ class Connection:
                 "x-mandate-instance": self._instance,
             }
         )
-        if self._request.app[DRAINING].is_set():
+        if self._request.app[DRAINING].begun:
             self.response.force_close()
         await self._guarded(self.response.prepare(self._request))
 
@@ -63,7 +65,9 @@ class Connection:
             await self._guarded(self.response.write(data))
 
     async def end(self, last: bytes) -> None:
+        failpoints.reach("gateway.reply.sending")
         await self.write(last)
+        failpoints.reach("gateway.reply.sent")
 
     async def _guarded(self, writing: Awaitable[object]) -> None:
         try:
@@ -143,6 +147,7 @@ class Endpoint:
     async def _serve(self, ask: Ask, connection: Connection) -> web.StreamResponse:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
+            failpoints.reach("gateway.reply.sending")
             return web.Response(
                 status=reply.status, body=reply.body, headers={**reply.headers, "content-type": reply.content_type}
             )

@@ -13,6 +13,7 @@ from gateway_svc import failures
 from gateway_svc.access_tokens import SCOPE
 from gateway_svc.dialects import Dialect
 from gateway_svc.flow import ClientLeft
+from gateway_svc.http.draining import DRAINING
 from gateway_svc.limits import RateExceeded
 from gateway_svc.tellings import Telling
 from gateway_svc.tellings.registry import OPENAI, TELLINGS
@@ -24,7 +25,6 @@ CLIENT_CLOSED_REQUEST = 499
 MESSAGES = TELLINGS[Dialect.MESSAGES]
 REQUEST_ID = web.RequestKey("request_id", str)
 CREDENTIALS = ("authorization", "x-api-key")
-DRAINING = web.AppKey("draining", asyncio.Event)
 
 log = logs.get(__name__)
 
@@ -36,10 +36,14 @@ def identified(instance: str) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = ids.new(ids.Kind.REQUEST)
         request[REQUEST_ID] = request_id
-        response = await _answered(request, handler)
-        if request.app[DRAINING].is_set():
-            response.force_close()  # else the client's next request meets a closed connection
-        return response if response.prepared else tagged(response, instance, Voice.of(request))
+        draining = request.app[DRAINING]
+        with draining.answering():
+            response = await _answered(request, handler)
+        if response.prepared:  # a stream's head has told its client already whether the connection stays
+            return response
+        if draining.begun:
+            response.force_close()
+        return tagged(response, instance, Voice.of(request))
 
     return middleware
 

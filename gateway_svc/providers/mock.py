@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -22,6 +23,7 @@ from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.dialects.registry import size_of
 from gateway_svc.providers import BrokenOff, Call, NotSent
 from gateway_svc.providers.mock_orders import Orders, orders_of
+from mesh.clock import SystemClock
 
 TOKEN = "tok "  # noqa: S105  # 4 bytes, so that our own count of a stream that broke off agrees with the bill
 CREATED = 1_750_000_000
@@ -37,6 +39,7 @@ class Mock:
 
     def __init__(self, bill_file: Path | None) -> None:
         self._bill_file = bill_file
+        self._clock = SystemClock()
 
     def speaks(self, credential: Credential | None) -> frozenset[Dialect]:
         return frozenset({Dialect.CHAT, Dialect.EMBEDDINGS})
@@ -52,7 +55,7 @@ class Mock:
         embeds = call.request.dialect is Dialect.EMBEDDINGS
         exchange = MockEmbeddings(call, orders) if embeds else MockExchange(call, orders)
         if self._bill_file is not None:
-            _append(self._bill_file, exchange.bill())
+            _append(self._bill_file, exchange.bill(self._clock.now()))
         await asyncio.sleep(orders.latency_ms / 1000)
         if orders.die_after is not None and not call.request.stream:
             raise BrokenOff("the mock model died")
@@ -78,11 +81,12 @@ class MockExchange:
         if orders.die_after is not None and call.request.stream:
             self._written = sum(self._tokens_of_events()[: orders.die_after])
 
-    def bill(self) -> bytes:
-        """Return the line that says what this call costs, true whatever `usage` makes the answer say."""
+    def bill(self, time: datetime) -> bytes:
+        """Return the line that says when this call came and what it costs, whatever `usage` makes the answer say."""
         failed = self.status >= FIRST_ERROR
         times = 2 if self.orders.usage == "double" else 1
         line: JsonObject = {
+            "time": time.isoformat(),
             "request_id": self._call.request_id,
             "model": self._call.model,
             "prompt_tokens": 0 if failed else times * self._prompt,
