@@ -105,7 +105,7 @@ def read(document: JsonObject) -> Request:
     _check_messages(document.get("messages"))
     refuse(document, FIELDS)
     member(document, "prompt_cache_options")
-    refuse_long_caches(document, "prompt_cache_options", "prompt_cache_options")
+    refuse_long_caches(document)
     if document.get("modalities") not in (None, ["text"]):
         raise unpriced("modalities", "only text has a price")
     limits = [whole(document, name) for name in ("max_tokens", "max_completion_tokens")]
@@ -173,6 +173,7 @@ def _check_messages(value: Json) -> None:
             raise invalid(f"messages[{index}].role", "must be a text")
         if message.get("audio") is not None:
             raise unpriced(f"messages[{index}].audio", "no price covers sound or film")
+        refuse_long_caches(message, f"messages[{index}].")
         _check_content(message.get("content"), f"messages[{index}].content")
 
 
@@ -187,7 +188,7 @@ def _check_content(content: Json, field: str) -> None:
         file = part.get("file")
         if isinstance(file, dict) and file.get("file_id") is not None:
             raise kept_by_provider(f"{field}[{place}].file.file_id")
-        refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}[{place}].prompt_cache_breakpoint")
+        refuse_long_caches(part, f"{field}[{place}].")
 
 
 def _address_bytes(image: Json) -> int:
@@ -202,6 +203,7 @@ def _tools(document: JsonObject) -> tuple[str, ...]:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if not isinstance(tool, dict) or not isinstance(kind, str) or kind not in TOOL_KINDS:
             raise unpriced(f"tools[{index}]", "only functions of the caller have a price")
+        refuse_long_caches(tool, f"tools[{index}].")
         named = tool.get(kind)
         names.append(text(named, "name", f"tools[{index}].{kind}.name") if isinstance(named, dict) else "")
     return tuple(names)

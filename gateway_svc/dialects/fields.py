@@ -12,7 +12,9 @@ from mesh.errors import InvalidArgument
 
 TOOL_TOKENS = 32  # what a template adds to each of a list, with room
 FOREIGN_TOKENS = 1_024  # Anthropic adds a prompt of its own, up to 700 tokens, for tools and for formats
-PRICED_CACHE = (None, "30m")  # longer-lived cache writes cost more than the list says
+# How many minutes the caches live that the price lists mean, by each vendor's mark of what to cache: longer ones cost
+# more. Compatible servers take the marks of one vendor in the dialect of another.
+CACHE_MINUTES: Mapping[str, int] = {"cache_control": 5, "prompt_cache_options": 30, "prompt_cache_breakpoint": 30}
 PRICED_TIERS = (None, "auto", "default", "flex", "standard_only")  # others cost more than the list says
 
 
@@ -61,11 +63,12 @@ def unpriced(field: str, why: str = "no price covers it") -> InvalidArgument:
     return InvalidArgument("UNPRICED_FIELD", f"{field}: {why}", field=field)
 
 
-def refuse_long_caches(owner: JsonObject, name: str, field: str) -> None:
-    """Raise for OpenAI's marks of what to cache where they ask for a lifetime that no price covers."""
-    marks = owner.get(name)
-    if isinstance(marks, dict) and marks.get("ttl") not in PRICED_CACHE:
-        raise unpriced(f"{field}.ttl")
+def refuse_long_caches(owner: JsonObject, prefix: str = "") -> None:
+    """Raise for marks of what to cache that ask for a lifetime which no price covers."""
+    for name, minutes in CACHE_MINUTES.items():
+        marks = owner.get(name)
+        if isinstance(marks, dict) and marks.get("ttl") not in (None, f"{minutes}m"):
+            raise unpriced(f"{prefix}{name}.ttl", f"only caches of {minutes} minutes have a price")
 
 
 def kept_by_provider(field: str) -> InvalidArgument:

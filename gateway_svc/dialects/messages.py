@@ -20,6 +20,7 @@ from gateway_svc.dialects.fields import (
     bounded,
     bytes_of,
     refuse,
+    refuse_long_caches,
     tokens_of,
     unpriced,
 )
@@ -51,7 +52,6 @@ FILE_BLOCKS = ("container_upload",)
 BOUNDED_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 OUTPUT_CONFIG = frozenset({"effort", "format"})
 
-PRICED_LIFETIMES = (None, "5m", "1h")  # the price list has that of the dearest
 FIELDS: Fields = {
     "model": COUNTED,
     "messages": COUNTED,
@@ -116,7 +116,7 @@ def read(document: JsonObject) -> Request:
     max_tokens = whole(document, "max_tokens")
     for block in blocks_of(document):
         _check_block(block)
-    _check_cache(document, "")
+    refuse_long_caches(document)
     return Request(
         dialect=Dialect.MESSAGES,
         document=document,
@@ -202,13 +202,7 @@ def _check_block(block: Block) -> None:
     if block.kind in FILE_BLOCKS or (isinstance(source, dict) and source.get("type") == "file"):
         field = f"{block.field}.source" if isinstance(source, dict) else block.field
         raise InvalidArgument("UNSUPPORTED_FIELD", f"{field}: the gateway does not serve files by id", field=field)
-    _check_cache(block.members, f"{block.field}.")
-
-
-def _check_cache(owner: JsonObject, prefix: str) -> None:
-    control = owner.get("cache_control")
-    if isinstance(control, dict) and control.get("ttl") not in PRICED_LIFETIMES:
-        raise unpriced(f"{prefix}cache_control.ttl", "only caches of 5 minutes and of an hour have a price")
+    refuse_long_caches(block.members, f"{block.field}.")
 
 
 def _thinking_budget(document: JsonObject, max_tokens: int | None) -> int:
@@ -233,6 +227,6 @@ def _tools(document: JsonObject) -> tuple[str, ...]:
         kind = text(tool, "type", f"{field}.type")
         if kind not in ("", "custom") and not kind.startswith(CLIENT_TOOLS):
             raise unpriced(field, "only tools that the caller runs have a price")
-        _check_cache(tool, f"{field}.")
+        refuse_long_caches(tool, f"{field}.")
         names.append(text(tool, "name", f"{field}.name") or kind.partition("_")[0])
     return tuple(names)

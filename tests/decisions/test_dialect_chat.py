@@ -40,6 +40,17 @@ def test_every_field_of_the_reference_has_a_class() -> None:
             "UNSUPPORTED_FIELD",
             "messages[0].content[0].file.file_id",
         ),
+        (
+            said({"type": "text", "text": "a", "cache_control": {"type": "ephemeral", "ttl": "1h"}}),
+            "UNPRICED_FIELD",
+            "messages[0].content[0].cache_control.ttl",
+        ),
+        ({"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "UNPRICED_FIELD", "cache_control.ttl"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}, "cache_control": {"ttl": "1h"}}]},
+            "UNPRICED_FIELD",
+            "tools[0].cache_control.ttl",
+        ),
         ({"prompt_cache_options": 3}, "INVALID_FIELD", "prompt_cache_options"),
     ],
 )
