@@ -41,6 +41,7 @@ MESSAGES_MAX = 10_000
 MESSAGE_TOKENS = 16  # what a provider's template adds to each message, with room
 REQUEST_TOKENS = 64
 COMPLETION_TOKENS_ONLY = re.compile(r"^(o[1-9]|gpt-[5-9])")  # models that refuse `max_tokens`
+LIMITS = ("max_tokens", "max_completion_tokens")
 TEXT_PARTS = ("text", "refusal")
 UNPRICED_PARTS = ("input_audio", "audio", "input_video", "video_url")  # their tokens cost more than those of text
 TOOL_KINDS = ("function", "custom")
@@ -108,7 +109,7 @@ def read(document: JsonObject) -> Request:
     refuse_long_caches(document)
     if document.get("modalities") not in (None, ["text"]):
         raise unpriced("modalities", "only text has a price")
-    limits = [whole(document, name) for name in ("max_tokens", "max_completion_tokens")]
+    limits = [whole(document, name) for name in LIMITS]
     return Request(
         dialect=Dialect.CHAT,
         document=document,
@@ -154,10 +155,10 @@ def size(document: JsonObject) -> Size:
 
 def limited(request: Request, model: str, output_tokens: int) -> JsonObject:
     """Return the request as it goes to a provider: with our limit in it, and with usage asked for."""
-    document = {name: value for name, value in request.document.items() if name != "max_tokens"}
+    document = {name: value for name, value in request.document.items() if name not in LIMITS}
     document["model"] = model
-    uses_completion = "max_completion_tokens" in document or COMPLETION_TOKENS_ONLY.match(model) is not None
-    document["max_completion_tokens" if uses_completion else "max_tokens"] = output_tokens
+    # By the model and not as the client wrote it: a server that does not know the one would ignore it.
+    document["max_completion_tokens" if COMPLETION_TOKENS_ONLY.match(model) else "max_tokens"] = output_tokens
     if request.stream:
         document["stream_options"] = {**member(request.document, "stream_options"), "include_usage": True}
     return document
