@@ -31,14 +31,23 @@ class FieldClass(Enum):
 NEUTRAL, BYTES, COUNTED, UNPRICED, UNSERVED = FieldClass
 Fields = Mapping[str, FieldClass]
 
-# What compatible servers know beside OpenAI: other models than the one that is allowed, limits that are not ours, tools
-# and searches with fees, and addresses and keys of the caller's choice.
+# What compatible servers know beside OpenAI (references of vLLM, OpenRouter, Groq, Together, Fireworks, Mistral, LiteLLM).
 FOREIGN: Fields = dict.fromkeys(
     (
-        *("models", "fallbacks", "route", "provider", "api_base", "base_url", "api_key", "extra_body"),
-        *("best_of", "use_beam_search", "num_choices", "candidate_count", "max_new_tokens"),
-        *("max_tokens_to_sample", "n_predict", "num_predict", "thinking_budget"),
-        *("plugins", "search_parameters", "enable_search", "web_search", "web_search_options"),
+        # other models than the one that is allowed, alone or beside it, or the same one several times over
+        *("models", "model_list", "fallbacks", "context_window_fallback_dict", "route", "preset", "compound_custom"),
+        *("safety_model", "speculation", "draft_model", "lora_request", "num_retries", "max_retries"),
+        # addresses, keys and further requests of the caller's choice
+        *("provider", "custom_llm_provider", "api_base", "base_url", "api_key", "extra_body", "extra_headers"),
+        *("kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
+        # more output than one answer of our limit
+        *("best_of", "use_beam_search", "num_beams", "beam_width", "num_choices", "candidate_count", "samples"),
+        *("num_return_sequences", "num_outputs", "num_samples", "num_generations", "ignore_eos"),
+        # limits that are not ours
+        *("max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "n_predict", "num_predict"),
+        *("thinking_budget", "min_tokens"),
+        # tools and searches with fees
+        *("plugins", "search_parameters", "search_settings", "enable_search", "web_search", "web_search_options"),
     ),
     UNPRICED,
 )

@@ -84,6 +84,9 @@ FIELDS: Fields = {
     "workspace_id": UNSERVED,
     "betas": UNSERVED,  # a header's content, which the gateway writes itself
     **FOREIGN,
+    "n": UNPRICED,
+    "max_completion_tokens": UNPRICED,
+    "max_output_tokens": UNPRICED,
 }
 
 
