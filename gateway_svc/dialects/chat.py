@@ -194,7 +194,8 @@ def _check_content(content: Json, field: str) -> None:
 
 def _address_bytes(image: Json) -> int:
     """Return how much of a request an image's address is: the image has a bound of its own, and all else counts."""
-    return bytes_of(image.get("url") if isinstance(image, dict) else image)
+    address = image.get("url") if isinstance(image, dict) else image
+    return bytes_of(address) if isinstance(address, str) else 0
 
 
 def _tools(document: JsonObject) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
 TOOLSETS = ("computer_toolset_",)  # many tools at once, whose descriptions nobody states the size of
 ROLES = ("user", "assistant", "system")
 FILE_BLOCKS = ("container_upload",)
+IMAGE_SOURCE = frozenset({"type", "media_type", "data", "url", "file_id"})
 BOUNDED_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 OUTPUT_CONFIG = frozenset({"effort", "format"})
 
@@ -155,7 +156,7 @@ def size(document: JsonObject) -> Size:
     for block in blocks_of(document):
         if block.kind == "image":
             images += 1
-            image_bytes += bytes_of(block.members)
+            image_bytes += _picture_bytes(block.members.get("source"))
         elif block.kind not in BOUNDED_BLOCKS:
             is_bounded = False
         elif block.kind == "text" and isinstance(said := block.members.get("text"), str):
@@ -199,9 +200,20 @@ def _blocks(content: Json, field: str) -> Iterator[Block]:
             yield from _blocks(source.get("content"), f"{place}.source.content")
 
 
+def _picture_bytes(source: Json) -> int:
+    """Return how much of a request a picture itself is: it has a bound of its own, and all else counts."""
+    match source:
+        case {"type": "base64", "data": str(picture)} | {"type": "url", "url": str(picture)}:
+            return bytes_of(picture)
+        case _:
+            return 0
+
+
 def _check_block(block: Block) -> None:
     """Refuse what stands on the vendor's disks under a name that anybody may guess, and what nobody priced."""
     source = block.members.get("source")
+    if block.kind == "image" and isinstance(source, dict) and (others := source.keys() - IMAGE_SOURCE):
+        raise unpriced(f"{block.field}.source.{min(others)}", "an image's source holds no more than the image")
     if block.kind in FILE_BLOCKS or (isinstance(source, dict) and source.get("type") == "file"):
         field = f"{block.field}.source" if isinstance(source, dict) else block.field
         raise InvalidArgument("UNSUPPORTED_FIELD", f"{field}: the gateway does not serve files by id", field=field)

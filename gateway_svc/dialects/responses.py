@@ -173,7 +173,8 @@ def size(document: JsonObject) -> Size:
                 text_bytes += len(part.encode(errors="replace"))
             elif isinstance(part, dict) and kind == IMAGE_PART:
                 images += 1
-                image_bytes += bytes_of(part.get("image_url"))
+                address = part.get("image_url")
+                image_bytes += bytes_of(address) if isinstance(address, str) else 0
             elif not isinstance(part, dict) or kind not in TEXT_PARTS:
                 is_bounded = False
             elif isinstance(said := part.get("text"), str):

@@ -109,6 +109,10 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
         ({"inference_geo": "us"}, "inference_geo"),
         ({"context_management": {}}, "context_management"),
         ({"fallbacks": [{"model": "dearer"}]}, "fallbacks"),
+        (
+            said({"type": "image", "source": {"type": "base64", "data": "A", "content": [IMAGE]}}),
+            "messages[0].content[0].source.content",
+        ),
     ],
 )
 def test_what_no_price_covers_is_refused(fields: dict[str, Any], field: str) -> None:
