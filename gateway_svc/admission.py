@@ -101,8 +101,12 @@ class Admission:
         """Return where a request would go first, of one that is not to be served: nothing is counted."""
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
-        request = _read(ask, policy)
-        return (await self._choices.of(request, agent, policy, ask.request_id))[0]
+        try:
+            request = _read(ask, policy)
+            return (await self._choices.of(request, agent, policy, ask.request_id))[0]
+        except PermissionDenied as refused:
+            await self.violated(ask, agent, refused)
+            raise
 
     async def agent(self, key: Secret | None) -> Agent:
         """Return who a key or an access token stands for; its shape says which it is."""

@@ -21,7 +21,7 @@ FIRST_CLIENT_ERROR, BAD_GATEWAY = 400, 502
 KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
 RETRY_AFTER = re.compile(r"[0-9]{1,6}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")  # RFC 9110, 10.2.3
 MESSAGE_CHARACTERS_MAX = 2_000
-NEVER_RETRIED = 402
+NEVER_RETRIED = (402, 403)  # a retry gets the same answer
 CUT_CODE = "upstream_cut"
 
 STATUSES: dict[Code, tuple[int, str]] = {
@@ -76,7 +76,7 @@ def failure(error: MeshError) -> Failure:
     if error.retry_after_ms is not None:
         headers["retry-after-ms"] = str(error.retry_after_ms)
         headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
-    if status == NEVER_RETRIED or error.reason in NOT_RETRIED:
+    if status in NEVER_RETRIED or error.reason in NOT_RETRIED:
         headers["x-should-retry"] = "false"
     return Failure(status, members(error), headers)
 
