@@ -67,8 +67,8 @@ docs: .venv/.protos ## Write the tables of settings and errors in docs/ again
 
 lock: .venv/.installed ## Pin every dependency anew, with hashes
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade -o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --no-header --generate-hashes --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --no-header --generate-hashes --upgrade -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --no-header --generate-hashes --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean: ## Remove what was built; the state folder stays (`mandate down --wipe` removes that)
 	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway_svc.access_tokens import SCOPE, TOKEN_CHARACTERS_MAX, is_shaped
@@ -67,11 +69,21 @@ class Admission:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
-        try:
-            return await self._admit(ask, agent, policy)
-        except (PermissionDenied, RateExceeded) as refused:
-            await self.violated(ask, agent, refused)
-            raise
+        async with self._recorded(ask, agent):
+            request, choices = await self._choose(ask, agent, policy)
+            sizes = [(choice.model, choice.far.size) for choice in choices]
+            bounded = bound(request, sizes, policy, clamp=ask.clamp)
+            taken = await self._rates.take(agent.organization_id, policy.rates, bounded.tokens)
+        return Admitted(ask, agent, policy, request, choices, bounded, taken)
+
+    async def chosen(self, ask: Ask) -> Choice:
+        """Return where a request that asks for no completion goes; it counts as one without tokens."""
+        agent = await self.agent(ask.key)
+        policy = await self._rules.over(agent.path)
+        async with self._recorded(ask, agent):
+            _, choices = await self._choose(ask, agent, policy)
+            await self._rates.take(agent.organization_id, policy.rates, 0)
+        return choices[0]
 
     async def violated(self, ask: Ask, agent: Agent, refused: MeshError) -> None:
         """Put a refusal by policy on record, before anybody is told of it."""
@@ -86,27 +98,6 @@ class Admission:
                 limit=refused.details.get("limit", ""),
             )
         )
-
-    async def _admit(self, ask: Ask, agent: Agent, policy: Policy) -> Admitted:
-        request = _read(ask, policy)
-        choices = await self._choices.of(request, agent, policy, ask.request_id)
-        for choice in choices:
-            choice.provider.check(ask.mock)
-        sizes = [(choice.model, choice.far.size) for choice in choices]
-        bounded = bound(request, sizes, policy, clamp=ask.clamp)
-        taken = await self._rates.take(agent.organization_id, policy.rates, bounded.tokens)
-        return Admitted(ask, agent, policy, request, choices, bounded, taken)
-
-    async def chosen(self, ask: Ask) -> Choice:
-        """Return where a request would go first, of one that is not to be served: nothing is counted."""
-        agent = await self.agent(ask.key)
-        policy = await self._rules.over(agent.path)
-        try:
-            request = _read(ask, policy)
-            return (await self._choices.of(request, agent, policy, ask.request_id))[0]
-        except PermissionDenied as refused:
-            await self.violated(ask, agent, refused)
-            raise
 
     async def agent(self, key: Secret | None) -> Agent:
         """Return who a key or an access token stands for; its shape says which it is."""
@@ -131,6 +122,21 @@ class Admission:
     def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""
         self._rates.correct(admitted.taken, tokens)
+
+    @asynccontextmanager
+    async def _recorded(self, ask: Ask, agent: Agent) -> AsyncGenerator[None]:
+        try:
+            yield
+        except (PermissionDenied, RateExceeded) as refused:
+            await self.violated(ask, agent, refused)
+            raise
+
+    async def _choose(self, ask: Ask, agent: Agent, policy: Policy) -> tuple[Request, tuple[Choice, ...]]:
+        request = _read(ask, policy)
+        choices = await self._choices.of(request, agent, policy, ask.request_id)
+        for choice in choices:
+            choice.provider.check(ask.mock)
+        return request, choices
 
 
 def _read(ask: Ask, policy: Policy) -> Request:

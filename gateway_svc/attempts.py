@@ -6,6 +6,7 @@ provider refuses (408, 409, 425, 429, 5xx; our key; a model that it does not hav
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from mesh.telemetry import logs
 ELSEWHERE = failures.WORTH_A_RETRY | {*failures.AUTH_STATUSES, 404}  # statuses after which another may do better
 LIMITED = 429
 FIRST_SERVER_ERROR = 500
+AGAIN_SECONDS = 0.1  # before the only provider that there is, which was not reached, is tried once more
 
 log = logs.get(__name__)
 
@@ -42,6 +44,7 @@ class Unserved(Exception):
 class Refusal:
     """A provider's no, read to its end; of one that broke off nothing is left, but a no it is all the same."""
 
+    route: int
     status: int
     body: bytes
     retry_after: str
@@ -58,37 +61,36 @@ class Attempts:
     @asynccontextmanager
     async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
         """Give the first answer that serves, else the last refusal; Unserved where nobody could be asked."""
+        choices = passage.admitted.choices
         refusal: Refusal | None = None
         missed: MeshError | None = None
-        for route in self._order(passage.admitted.choices):
-            choice = passage.admitted.choices[route]
-            leave = self._leave(choice)
-            if isinstance(leave, Open):
-                missed = missed or _out_of_order(choice, leave)
-                continue
-            if not passage.mine:
-                missed = Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500)
-                break
+        for turn, route in enumerate(self._order(choices)):
+            if turn and len(choices) == 1:
+                await asyncio.sleep(AGAIN_SECONDS)
             try:
-                async with self._asked(passage, route, leave) as exchange:
+                async with self._asked(passage, route) as exchange:
                     if exchange.status < FIRST_ERROR_STATUS:
                         yield exchange
                         return
-                    refusal = await self._refusal(passage, choice, exchange)
-            except NotSent as error:
-                log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
-                missed = missed or failures.unreachable()
+                    refusal = await self._refusal(passage, route, exchange)
+            except Unserved as passed:
+                missed = missed or passed.error
                 continue
-            if refusal.status not in ELSEWHERE:
+            if refusal.status not in ELSEWHERE or len(choices) == 1:
                 break
         if refusal is None:
             raise Unserved(missed or failures.unreachable())
+        passage.went(refusal.route)
         yield refusal
 
     @asynccontextmanager
-    async def _asked(self, passage: Passage, route: int, leave: Leave | None) -> AsyncGenerator[Exchange]:
-        """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing."""
+    async def _asked(self, passage: Passage, route: int) -> AsyncGenerator[Exchange]:
+        """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing.
+
+        Unserved where it was not reached, or is not to be asked.
+        """
         choice = passage.admitted.choices[route]
+        leave = self._leave(passage, choice)
         passage.sent(route)
         try:
             async with choice.provider.ask(call_of(passage, choice)) as exchange:
@@ -96,10 +98,13 @@ class Attempts:
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)
                 yield exchange
-        except (NotSent, BrokenOff):
+        except (NotSent, BrokenOff) as error:
             if leave is not None:
                 self._circuits.failed(leave, monotonic_ms())
-            raise
+            if isinstance(error, BrokenOff):
+                raise
+            log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
+            raise Unserved(failures.unreachable()) from None
         finally:
             if leave is not None:
                 self._circuits.abandoned(leave)
@@ -109,6 +114,8 @@ class Attempts:
 
         Another request of fewer tokens may pass where one did not.
         """
+        if len(choices) == 1:
+            return [0, 0]  # a second time where it was not reached; whatever answered is not asked again
         return sorted(range(len(choices)), key=lambda route: self._is_cooling(choices[route]))
 
     def _is_cooling(self, choice: Choice) -> bool:
@@ -129,9 +136,16 @@ class Attempts:
         if not isinstance(leave, Open):
             self._cooling.limited(leave, failures.seconds_of(retry_after) * 1_000, now_ms)
 
-    def _leave(self, choice: Choice) -> Leave | Open | None:
+    def _leave(self, passage: Passage, choice: Choice) -> Leave | None:
+        """Return leave to ask, None where no circuit is kept; Unserved where it is open, or the lease is over."""
+        if not passage.mine:
+            raise Unserved(Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500))
         circuit = choice.circuit
-        return None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
+        leave = None if circuit is None else self._circuits.admit(circuit, monotonic_ms())
+        if isinstance(leave, Open):
+            text = f"the provider {choice.model.provider} fails too often and is not asked for a while"
+            raise Unserved(Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms))
+        return leave
 
     def _judge(self, leave: Leave | None, exchange: Exchange) -> None:
         if leave is None:
@@ -141,7 +155,8 @@ class Attempts:
         else:
             self._circuits.succeeded(leave, monotonic_ms())
 
-    async def _refusal(self, passage: Passage, choice: Choice, exchange: Exchange) -> Refusal:
+    async def _refusal(self, passage: Passage, route: int, exchange: Exchange) -> Refusal:
+        choice = passage.admitted.choices[route]
         try:
             body = await exchange.body()
         except BrokenOff:
@@ -149,7 +164,7 @@ class Attempts:
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, choice.model.provider)
         log.event("upstream.refused", provider=choice.model.provider, model=choice.model.name, status=exchange.status)
-        return Refusal(exchange.status, body, exchange.retry_after)
+        return Refusal(route, exchange.status, body, exchange.retry_after)
 
 
 def call_of(passage: Passage, choice: Choice) -> Call:
@@ -164,8 +179,3 @@ def call_of(passage: Passage, choice: Choice) -> Call:
         credential=choice.credential,
         mock=passage.admitted.ask.mock,
     )
-
-
-def _out_of_order(choice: Choice, leave: Open) -> Unavailable:
-    text = f"the provider {choice.model.provider} fails too often and is not asked for a while"
-    return Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms)

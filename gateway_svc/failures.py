@@ -156,6 +156,8 @@ def _error_of(text: str) -> JsonObject | None:
     error = document.get("error") if isinstance(document, dict) else None
     if error is None and isinstance(document, dict) and isinstance(response := document.get("response"), dict):
         error = response.get("error")  # a stream of the Responses API
+    if error is None and isinstance(document, dict) and document.get("type") == "error":
+        error = {**document, "type": None}  # such a stream's error event, whose type is that of the event
     if isinstance(error, str):
         error = {"message": error}
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):

@@ -39,6 +39,8 @@ class Passage:
         request = self.admitted.request
         if request.generates and self.grant.output_tokens != request.max_tokens:
             headers["x-mandate-max-tokens"] = str(self.grant.output_tokens)
+        if (model := self.choice.model).name != request.model:
+            headers["x-mandate-model"] = f"{model.provider}/{model.name}"
         return headers
 
     @property
@@ -56,6 +58,10 @@ class Passage:
         self._route = route
         self._attempts += 1
         self._sent_ms = self._sent_ms or monotonic_ms()
+
+    def went(self, route: int) -> None:
+        """Note which of the ways that were gone the answer came from."""
+        self._route = route
 
     def answered(self) -> None:
         """Note that the provider has finished."""

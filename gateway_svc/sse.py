@@ -17,7 +17,8 @@ class OversizedEvent(Exception):
 class Splitter:
     """Cuts a stream into events; joined again they are the stream, byte for byte."""
 
-    def __init__(self) -> None:
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._event_bytes_max = event_bytes_max
         self._rest = b""
         self._searched = 0
 
@@ -35,8 +36,8 @@ class Splitter:
             events.append(buffer[start : found.end()])
             start = search = found.end()
         self._rest = buffer[start:]
-        if len(self._rest) > EVENT_BYTES_MAX:
-            raise OversizedEvent(f"an event is longer than {EVENT_BYTES_MAX} bytes")
+        if len(self._rest) > self._event_bytes_max:
+            raise OversizedEvent(f"an event is longer than {self._event_bytes_max} bytes")
         self._searched = max(0, len(self._rest) - 3)
         return events
 

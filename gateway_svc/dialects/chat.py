@@ -14,10 +14,11 @@ from gateway_svc.dialects.fields import (
     Fields,
     bounded,
     bytes_of,
+    kept_by_provider,
     refuse,
+    refuse_long_caches,
     tokens_of,
     unpriced,
-    unserved,
 )
 from gateway_svc.dialects.reading import (
     TOOLS_MAX,
@@ -83,6 +84,8 @@ FIELDS: Fields = {
     "safety_identifier": NEUTRAL,
     "prompt_cache_key": NEUTRAL,
     "prompt_cache_retention": NEUTRAL,
+    "prompt_cache_options": COUNTED,
+    "moderation": UNPRICED,
     "audio": UNPRICED,
     "prediction": UNPRICED,  # rejected predictions are billed beside the limit
     "max_output_tokens": UNPRICED,
@@ -101,6 +104,8 @@ def read(document: JsonObject) -> Request:
     stream = flag(document, "stream")
     _check_messages(document.get("messages"))
     refuse(document, FIELDS)
+    member(document, "prompt_cache_options")
+    refuse_long_caches(document, "prompt_cache_options", "prompt_cache_options")
     if document.get("modalities") not in (None, ["text"]):
         raise unpriced("modalities", "only text has a price")
     limits = [whole(document, name) for name in ("max_tokens", "max_completion_tokens")]
@@ -138,7 +143,7 @@ def size(document: JsonObject) -> Size:
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(part, dict) and kind == "image_url":
                 images += 1
-                image_bytes += bytes_of(part)
+                image_bytes += _address_bytes(part.get("image_url"))
             elif not isinstance(part, dict) or kind not in TEXT_PARTS:
                 is_bounded = False
             elif kind == "text" and isinstance(said := part.get("text"), str):
@@ -179,8 +184,15 @@ def _check_content(content: Json, field: str) -> None:
             continue
         if part.get("type") in UNPRICED_PARTS:
             raise unpriced(f"{field}[{place}]", "no price covers sound or film")
-        if isinstance(file := part.get("file"), dict) and file.get("file_id") is not None:
-            raise unserved(f"{field}[{place}].file.file_id", "files that a provider keeps are not served")
+        file = part.get("file")
+        if isinstance(file, dict) and file.get("file_id") is not None:
+            raise kept_by_provider(f"{field}[{place}].file.file_id")
+        refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}[{place}].prompt_cache_breakpoint")
+
+
+def _address_bytes(image: Json) -> int:
+    """Return how much of a request an image's address is: the image has a bound of its own, and all else counts."""
+    return bytes_of(image.get("url") if isinstance(image, dict) else image)
 
 
 def _tools(document: JsonObject) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from mesh.errors import InvalidArgument
 
 TOOL_TOKENS = 32  # what a template adds to each of a list, with room
 FOREIGN_TOKENS = 1_024  # Anthropic adds a prompt of its own, up to 700 tokens, for tools and for formats
+PRICED_CACHE = (None, "30m")  # longer-lived cache writes cost more than the list says
 PRICED_TIERS = (None, "auto", "default", "flex", "standard_only")  # others cost more than the list says
 
 
@@ -50,7 +51,7 @@ def refuse(document: JsonObject, fields: Fields) -> None:
         if kind is UNPRICED:
             raise unpriced(name)
         if kind is UNSERVED and value is not False:
-            raise unserved(name)
+            raise InvalidArgument("UNSUPPORTED_FIELD", f"{name}: the gateway does not serve it", field=name)
     if document.get("service_tier") not in PRICED_TIERS:
         raise unpriced("service_tier")
 
@@ -60,9 +61,17 @@ def unpriced(field: str, why: str = "no price covers it") -> InvalidArgument:
     return InvalidArgument("UNPRICED_FIELD", f"{field}: {why}", field=field)
 
 
-def unserved(field: str, why: str = "the gateway does not serve it") -> InvalidArgument:
-    """Return the error of what the gateway does not do."""
-    return InvalidArgument("UNSUPPORTED_FIELD", f"{field}: {why}", field=field)
+def refuse_long_caches(owner: JsonObject, name: str, field: str) -> None:
+    """Raise for OpenAI's marks of what to cache where they ask for a lifetime that no price covers."""
+    marks = owner.get(name)
+    if isinstance(marks, dict) and marks.get("ttl") not in PRICED_CACHE:
+        raise unpriced(f"{field}.ttl")
+
+
+def kept_by_provider(field: str) -> InvalidArgument:
+    """Return the error of what names a thing that a provider keeps: other tenants may share the key."""
+    text = f"{field}: what the provider keeps can't be referred to"
+    return InvalidArgument("UNSUPPORTED_FIELD", text, field=field)
 
 
 def bounded(document: JsonObject, fields: Fields) -> bool:

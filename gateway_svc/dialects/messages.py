@@ -51,6 +51,7 @@ FILE_BLOCKS = ("container_upload",)
 BOUNDED_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 OUTPUT_CONFIG = frozenset({"effort", "format"})
 
+PRICED_LIFETIMES = (None, "5m", "1h")  # the price list has that of the dearest
 FIELDS: Fields = {
     "model": COUNTED,
     "messages": COUNTED,
@@ -206,8 +207,8 @@ def _check_block(block: Block) -> None:
 
 def _check_cache(owner: JsonObject, prefix: str) -> None:
     control = owner.get("cache_control")
-    if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
-        raise unpriced(f"{prefix}cache_control.ttl", "only caches of 5 minutes have a price")
+    if isinstance(control, dict) and control.get("ttl") not in PRICED_LIFETIMES:
+        raise unpriced(f"{prefix}cache_control.ttl", "only caches of 5 minutes and of an hour have a price")
 
 
 def _thinking_budget(document: JsonObject, max_tokens: int | None) -> int:

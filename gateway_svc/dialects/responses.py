@@ -17,7 +17,9 @@ from gateway_svc.dialects.fields import (
     Fields,
     bounded,
     bytes_of,
+    kept_by_provider,
     refuse,
+    refuse_long_caches,
     tokens_of,
     unpriced,
 )
@@ -41,17 +43,20 @@ ITEMS_MAX = 10_000
 ITEM_TOKENS = 16  # what a provider's template adds to each item, with room
 REQUEST_TOKENS = 64
 TOOL_KINDS = ("function", "custom", "namespace")
-PRICED_CACHE = (None, "30m")  # longer-lived cache writes cost more than the list says
-# Items that are text and no more; whatever else there is may hold what no byte bounds.
+# Items that are text and no more. Others come of tools with fees, bring tools along, change the request's terms in its
+# midst, or name what the provider keeps, and one that nobody knows may do any of it.
 ITEMS = frozenset(
     {
         *("message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"),
         "reasoning",
     }
 )
-TEXT_PARTS = frozenset({"input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text"})
+PARTS = ("content", "output", "summary")  # where items hold parts
+TEXT_PARTS = ("input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text")
 IMAGE_PART = "input_image"
-UNPRICED_PARTS = frozenset({"input_audio", "input_video"})
+UNPRICED_PARTS = ("input_audio", "input_video")
+PRICED_MODES = (None, "standard")  # others may run a model several times over
+_UNSERVED_ITEM = "the gateway serves messages, calls of the caller's own tools and their outputs, and reasoning"
 
 FIELDS: Fields = {
     "model": COUNTED,
@@ -105,8 +110,13 @@ def read(document: JsonObject) -> Request:
     refuse(document, FIELDS)
     if flag(document, "store"):
         raise InvalidArgument("UNSUPPORTED_FIELD", "store: the gateway keeps no responses", field="store")
-    if member(document, "prompt_cache_options").get("ttl") not in PRICED_CACHE:
-        raise unpriced("prompt_cache_options.ttl")
+    member(document, "prompt_cache_options")
+    refuse_long_caches(document, "prompt_cache_options", "prompt_cache_options")
+    if member(document, "prompt_cache_options").get("comparison_response_id") is not None:
+        raise kept_by_provider("prompt_cache_options.comparison_response_id")
+    if member(document, "reasoning").get("mode") not in PRICED_MODES:
+        raise unpriced("reasoning.mode")
+    text(document, "instructions")
     items_of(document)
     return Request(
         dialect=Dialect.RESPONSES,
@@ -121,7 +131,7 @@ def read(document: JsonObject) -> Request:
 
 
 def items_of(document: JsonObject) -> list[JsonObject]:
-    """Return the input as items; InvalidArgument for what is none, or has no price, or is kept by the provider."""
+    """Return the input as items; InvalidArgument for what is none, or has no price, or is not served."""
     given = document.get("input")
     if isinstance(given, str):
         return [{"type": "message", "role": "user", "content": given}]
@@ -131,11 +141,11 @@ def items_of(document: JsonObject) -> list[JsonObject]:
     for index, item in enumerate(given):
         if not isinstance(item, dict):
             raise invalid(f"input[{index}]", "must be an object")
-        if kind_of(item) == "item_reference":
-            raise _kept(f"input[{index}]")
-        for place, part in enumerate(_parts(item)):
-            if isinstance(part, dict):
-                _check_part(part, f"input[{index}].content[{place}]")
+        if kind_of(item) not in ITEMS:
+            raise InvalidArgument("UNSUPPORTED_FIELD", _UNSERVED_ITEM, field=f"input[{index}]")
+        for name in PARTS:
+            for place, part in enumerate(parts_of(item.get(name))):
+                _check_part(part, f"input[{index}].{name}[{place}]")
         items.append(item)
     return items
 
@@ -156,20 +166,18 @@ def size(document: JsonObject) -> Size:
     is_bounded = bounded(document, FIELDS)
     text_bytes = len(text(document, "instructions").encode(errors="replace"))
     for item in items:
-        is_bounded = is_bounded and kind_of(item) in ITEMS and not item.get("encrypted_content")
-        content = item.get("content")
-        if isinstance(content, str):
-            text_bytes += len(content.encode(errors="replace"))
+        is_bounded = is_bounded and not item.get("encrypted_content")
         for part in _parts(item):
-            if not isinstance(part, dict):
-                is_bounded = False
-            elif part.get("type") == IMAGE_PART:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(part, str):
+                text_bytes += len(part.encode(errors="replace"))
+            elif isinstance(part, dict) and kind == IMAGE_PART:
                 images += 1
-                image_bytes += bytes_of(part)
-            elif part.get("type") not in TEXT_PARTS:
+                image_bytes += bytes_of(part.get("image_url"))
+            elif not isinstance(part, dict) or kind not in TEXT_PARTS:
                 is_bounded = False
-            else:
-                text_bytes += len(text(part, "text").encode(errors="replace"))
+            elif isinstance(said := part.get("text"), str):
+                text_bytes += len(said.encode(errors="replace"))
     tokens += REQUEST_TOKENS + ITEM_TOKENS * len(items) + bytes_of(document.get("input")) - image_bytes
     return Size(tokens, foreign, images, text_bytes, is_bounded)
 
@@ -180,29 +188,32 @@ def limited(request: Request, model: str, output_tokens: int) -> JsonObject:
 
 
 def _parts(item: JsonObject) -> list[Json]:
-    """Return everything that an item holds in parts: said, given back by a tool, or thought."""
-    return [part for name in ("content", "output", "summary") for part in parts_of(item.get(name))]
+    """Return everything that an item holds: said, given back by a tool, or thought; a text is one part."""
+    found: list[Json] = []
+    for name in PARTS:
+        held = item.get(name)
+        if held is not None:
+            found.extend(held if isinstance(held, list) else [held])
+    return found
 
 
-def _check_part(part: JsonObject, field: str) -> None:
-    kind = part.get("type")
-    if isinstance(kind, str) and kind in UNPRICED_PARTS:
+def _check_part(part: Json, field: str) -> None:
+    if not isinstance(part, dict):
+        raise invalid(field, "must be an object")
+    if part.get("type") in UNPRICED_PARTS:
         raise unpriced(field, "no price covers sound or film")
     if part.get("file_id") is not None:
-        raise _kept(f"{field}.file_id")
+        raise kept_by_provider(f"{field}.file_id")
+    refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}.prompt_cache_breakpoint")
 
 
-def _kept(field: str) -> InvalidArgument:
-    text = f"{field}: what the provider keeps can't be referred to"
-    return InvalidArgument("UNSUPPORTED_FIELD", text, field=field)
-
-
-def _tools(document: JsonObject, name: str) -> tuple[str, ...]:
+def _tools(owner: JsonObject, field: str) -> tuple[str, ...]:
     """Return the names of the caller's functions; tools that the provider runs have fees, and are refused."""
     names: list[str] = []
-    for index, tool in enumerate(listed(document, name, TOOLS_MAX)):
+    for index, tool in enumerate(listed(owner, "tools", TOOLS_MAX)):
+        place = f"{field}[{index}]"
         kind = tool.get("type") if isinstance(tool, dict) else None
         if not isinstance(tool, dict) or not isinstance(kind, str) or kind not in TOOL_KINDS:
-            raise unpriced(f"{name}[{index}]", "only functions of the caller have a price")
-        names += _tools(tool, "tools") if kind == "namespace" else [text(tool, "name", f"{name}[{index}].name")]
+            raise unpriced(place, "only functions of the caller have a price")
+        names += _tools(tool, f"{place}.tools") if kind == "namespace" else [text(tool, "name", f"{place}.name")]
     return tuple(names)

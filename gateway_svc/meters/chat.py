@@ -5,8 +5,6 @@ Ordinary chunks are passed by a few scans of their bytes; only one that holds us
 
 from __future__ import annotations
 
-import re
-
 import orjson
 
 from gateway_svc import sse
@@ -14,9 +12,11 @@ from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting, bytes_of_text
 from gateway_svc.usage import TokenUsage, of_openai
 
-# Text of the model stands in JSON strings, where each quote has a backslash before it: it can't look like a member.
-TOLD = re.compile(rb'"usage"\s*:\s*[^n\s]|"error"\s*:|\[DONE\]|"finish_reason"\s*:\s*[^n\s]|\r')
 DATA, EVENT_END = b"data:", b"\n\n"
+# What has to be read. Text of the model stands in JSON strings, where each quote has a backslash before it: it can't
+# look like a member. Searches for plain bytes take a tenth of the time of one expression for all of them.
+ERROR, CHOICES, USAGE, FINISH = b'"error"', b'"choices"', b'"usage"', b'"finish_reason"'
+DONE, NULL = b"[DONE]", b"null"
 
 
 class ChatMeter:
@@ -65,13 +65,13 @@ class ChatMeter:
 
     def _take(self, event: bytes) -> bytes:
         """Read one event and return it if it may be passed on."""
-        if not TOLD.search(event) and event.startswith(DATA):
+        if _ordinary(event):
             self._counting.add(event)
             return event
         data = sse.data_of(event)
         if not data:
             return event
-        if data == b"[DONE]":
+        if data == DONE:
             self.complete = self.over = True
             return b""
         return self._read(event, data)
@@ -79,7 +79,7 @@ class ChatMeter:
     def _read(self, event: bytes, data: bytes) -> bytes:
         chunk = _chunk_of(data)
         choices = chunk.get("choices")
-        if "error" in chunk or not isinstance(choices, list):
+        if chunk.get("error") is not None or not isinstance(choices, list):
             self.failure, self.over = data, True
             return b""
         reported = chunk.get("usage")
@@ -97,10 +97,20 @@ class ChatMeter:
 
 
 def _ordinary(data: bytes) -> bool:
-    """Return whether these are whole events of one data line each, none of which has to be read."""
-    if TOLD.search(data) is not None or not data.startswith(DATA):
+    """Return whether these are whole chunks of one data line each, none of which has to be read."""
+    if not data.startswith(DATA) or b"\r" in data or ERROR in data or DONE in data:
         return False
-    return data.count(b"\n\ndata:") + 1 == data.count(EVENT_END) and data.count(b"\n") == 2 * data.count(EVENT_END)
+    events = data.count(EVENT_END)
+    if data.count(b"\n\ndata:") + 1 != events or data.count(b"\n") != 2 * events:
+        return False
+    if _followed(data, CHOICES, b"[") != events or data.count(FINISH) != _followed(data, FINISH, NULL):
+        return False
+    return USAGE not in data or data.count(USAGE) == _followed(data, USAGE, NULL)
+
+
+def _followed(data: bytes, name: bytes, value: bytes) -> int:
+    """Count how often a member begins so, the way most servers write it, or else the other way."""
+    return data.count(name + b":" + value) or data.count(name + b": " + value)
 
 
 def _chunk_of(data: bytes) -> JsonObject:

@@ -41,7 +41,7 @@ class Counting:
             self._count()
 
     def _count(self) -> None:
-        for event in b"".join(self._aside).replace(b"\r\n", b"\n").split(b"\n\n"):
+        for event in b"".join(self._aside).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
             if event and (written := self._bytes_written(event)):
                 self._written_bytes += written
                 self._written_events += 1

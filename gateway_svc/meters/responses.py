@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import orjson
 
 from gateway_svc import sse
@@ -11,13 +9,11 @@ from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting
 from gateway_svc.usage import TokenUsage, of_openai
 
-# What ends a stream, in its event line or its data; text of the model has a backslash before each quote.
-TOLD = re.compile(
-    rb"event:\s*(?:response\.(?:completed|incomplete|failed)|error)|"
-    rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|error)"|\r'
-)
-STARTS = (b"event:", b"data:")
+# What may end a stream, in its event line or its data; where it is only a text of the model, it is read for nothing.
+COMPLETED, INCOMPLETE, FAILED = b"response.completed", b"response.incomplete", b"response.failed"
+ERROR = b'"error"'
 EVENT_END = b"\n\n"
+EVENT_BYTES_MAX = 4 * sse.EVENT_BYTES_MAX  # some tell the whole response, with the request's tools in it
 FAILURES = ("response.failed", "error")
 ENDINGS = ("response.completed", "response.incomplete")
 
@@ -32,7 +28,7 @@ class ResponsesMeter:
         self.complete = False
         self._usage: TokenUsage | None = None
         self._foreign = False
-        self._splitter = sse.Splitter()
+        self._splitter = sse.Splitter(EVENT_BYTES_MAX)
         self._counting = Counting(_bytes_written)
 
     @property
@@ -67,7 +63,7 @@ class ResponsesMeter:
         data = sse.data_of(event)
         if not data or data == b"[DONE]":
             return b"" if data else event
-        if not TOLD.search(event):
+        if _ordinary(event):
             self._counting.add(event)
             return event
         return self._read(event, data)
@@ -108,12 +104,14 @@ def usage_of(document: JsonObject) -> TokenUsage | None:
 
 def _ordinary(data: bytes) -> bool:
     """Return whether these are whole events of one event line and one data line, none of which has to be read."""
-    if TOLD.search(data) is not None or not data.startswith(b"event: response."):
+    if not data.startswith(b"event: response.") or b"\r" in data or ERROR in data:
+        return False
+    if COMPLETED in data or INCOMPLETE in data or FAILED in data:
         return False
     events = data.count(EVENT_END)
-    return (
-        data.count(b"\ndata:") == events == data.count(b"\n\nevent: response.") + 1 and data.count(b"\n") == 3 * events
-    )
+    if data.count(b"\ndata:") != events or data.count(b"\n") != 3 * events:
+        return False
+    return data.count(b"\n\nevent: response.") + 1 == events
 
 
 def _object_of(data: bytes) -> JsonObject:

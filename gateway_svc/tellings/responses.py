@@ -37,6 +37,10 @@ class ResponsesTelling(ChatTelling):
             "incomplete_details": None,
             "output": [],
             "usage": None,
+            "model": "",
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
         }
         return _named({"type": "response.failed", "sequence_number": 0, "response": failed})
 

@@ -144,7 +144,7 @@ class BareStream(Bare):
     """The floor of a stream: its bytes are taken in, and nobody is woken before the last."""
 
     def data_received(self, data: bytes) -> None:
-        if self.waiter is not None and data.endswith(b"\r\n0\r\n\r\n"):
+        if self.waiter is not None and data.endswith(b"0\r\n\r\n"):
             self.waiter.set_result(0)
 
 

@@ -88,7 +88,7 @@ def test_the_mock_counts_a_token_for_every_four_bytes(texts: list[str]) -> None:
     "fields",
     [
         {"messages": [{"role": "user", "content": "hi", "some_new_field": 1}]},
-        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_data": "f"}}]}]},
         {"some_new_field": 1},
     ],
 )

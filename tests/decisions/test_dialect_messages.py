@@ -11,7 +11,7 @@ from mesh.errors import InvalidArgument
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk=" * 1_000}}
 FUNCTION = {"name": "f", "input_schema": {"type": "object"}}
-HOUR = {"type": "ephemeral", "ttl": "1h"}
+DAY = {"type": "ephemeral", "ttl": "1d"}
 
 
 def body(**fields: Any) -> bytes:
@@ -92,14 +92,14 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
         ({"tools": [FUNCTION, {"type": "code_execution_20250825", "name": "code_execution"}]}, "tools[1]"),
         ({"tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}]}, "tools[0]"),
         ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "m"}]}, "tools[0]"),
-        ({"tools": [{**FUNCTION, "cache_control": HOUR}]}, "tools[0].cache_control.ttl"),
-        ({"system": [{"type": "text", "text": "s", "cache_control": HOUR}]}, "system[0].cache_control.ttl"),
-        (said({"type": "text", "text": "s", "cache_control": HOUR}), "messages[0].content[0].cache_control.ttl"),
+        ({"tools": [{**FUNCTION, "cache_control": DAY}]}, "tools[0].cache_control.ttl"),
+        ({"system": [{"type": "text", "text": "s", "cache_control": DAY}]}, "system[0].cache_control.ttl"),
+        (said({"type": "text", "text": "s", "cache_control": DAY}), "messages[0].content[0].cache_control.ttl"),
         (
-            said({"type": "tool_result", "content": [{"type": "text", "text": "s", "cache_control": HOUR}]}),
+            said({"type": "tool_result", "content": [{"type": "text", "text": "s", "cache_control": DAY}]}),
             "messages[0].content[0].content[0].cache_control.ttl",
         ),
-        ({"cache_control": HOUR}, "cache_control.ttl"),
+        ({"cache_control": DAY}, "cache_control.ttl"),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"service_tier": "priority"}, "service_tier"),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import orjson
 import pytest
 
 from gateway_svc import failures, wire
@@ -26,7 +25,13 @@ PLACE = Place(
 REPORT = Report(
     request_id="req_1",
     agent_id="agt_1",
-    settlement=Settlement(TokenUsage(3, output_tokens=5), estimated=False, outcome=Outcome.OK, http_status=200),
+    settlement=Settlement(
+        TokenUsage(3, output_tokens=5),
+        estimated=False,
+        outcome=Outcome.OK,
+        http_status=200,
+        source=UsageSource.REPORTED,
+    ),
     ceiling=TokenUsage(10, output_tokens=20),
     latency_ms=1,
     overhead_ms=1,
@@ -53,7 +58,9 @@ def test_a_settle_says_which_route_was_taken_after_how_many_attempts() -> None:
 
 
 def test_a_settle_says_by_which_interface_and_on_whose_figures() -> None:
-    told = wire.settle_message(replace(REPORT, dialect=Dialect.MESSAGES, usage_source=UsageSource.ZERO))
+    told = wire.settle_message(
+        replace(REPORT, dialect=Dialect.MESSAGES, settlement=replace(REPORT.settlement, source=UsageSource.ZERO))
+    )
     assert (told.dialect, told.usage_source) == ("messages", "zero")
 
 
@@ -71,4 +78,4 @@ def test_a_hold_above_the_requests_own_limit_is_forbidden_and_says_by_how_much()
     assert isinstance(error, PermissionDenied)
     assert (error.reason, error.details) == ("REQUEST_COST_LIMIT", {"short_micros": "40"})
     told = failures.failure(error)
-    assert (told.status, orjson.loads(told.body)["error"]["code"]) == (403, "request_cost_limit")
+    assert (told.status, told.error["code"]) == (403, "request_cost_limit")

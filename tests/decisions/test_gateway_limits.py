@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -123,11 +124,8 @@ def test_a_limit_from_before_there_was_a_largest_counts_as_the_largest() -> None
     [("requests_per_minute", 10**11), ("tokens_per_minute", 10**11), ("max_tokens_per_request", 10**12)],
 )
 def test_a_limit_may_be_so_large_and_no_larger(field: str, most: int) -> None:
-    nothing: dict[str, int | None] = dict.fromkeys(
-        ("max_tokens_per_request", "requests_per_minute", "tokens_per_minute")
-    )
-    terms = Terms(allowed_models=None, **{**nothing, field: most})
+    terms = replace(Terms(), **{field: most})
     assert checked_terms(terms) == terms
     with pytest.raises(InvalidArgument) as raised:
-        checked_terms(Terms(allowed_models=None, **{**nothing, field: most + 1}))
+        checked_terms(replace(Terms(), **{field: most + 1}))
     assert raised.value.details["field"] == field

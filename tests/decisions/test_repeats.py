@@ -209,7 +209,8 @@ def test_only_headers_that_stay_true_are_kept() -> None:
 
 def test_an_error_is_recorded_as_its_client_reads_it() -> None:
     made = recorder(bytes_max=1_000, room_bytes=1_000)
-    made.failed(failures.failure(failures.cut()))
+    told = failures.failure(failures.cut())
+    made.whole(told.status, b"upstream_cut", told.headers)
     found = made.transcript()
     assert (found.status, dict(found.headers)) == (502, {"x-should-retry": "false"})
     assert b"upstream_cut" in (found.body or b"")
@@ -217,7 +218,8 @@ def test_an_error_is_recorded_as_its_client_reads_it() -> None:
 
 def test_an_errors_retry_time_is_not_kept() -> None:
     made = recorder(bytes_max=1_000, room_bytes=1_000)
-    made.failed(failures.failure(Unavailable("UPSTREAM_UNREACHABLE", "down", retry_after_ms=5)))
+    told = failures.failure(Unavailable("UPSTREAM_UNREACHABLE", "down", retry_after_ms=5))
+    made.whole(told.status, b"", told.headers)
     assert not made.transcript().headers
 
 

@@ -161,7 +161,7 @@ def test_what_changes_no_answer_adds_nothing(fields: dict[str, Any]) -> None:
             "messages[0].function_call",
         ),
         ({"messages": [{"role": "system", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
-        (said({"type": "file", "file": {"file_id": "f"}}), "messages[0].content[0]"),
+        (said({"type": "file", "file": {"file_data": "f"}}), "messages[0].content[0]"),
         (said({"type": "file", "file": {"file_data": "data:text/csv;base64,aGk="}}), "messages[0].content[0]"),
         (
             said({"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}),

@@ -2,24 +2,30 @@
 
 It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
 answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
-`fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`,
-`pause_ms=20`, `clean-eof` (no [DONE] and no finish), `unstreamed` (a stream is answered as a whole), `zeros-first` (a
-stream begins with figures of zero), `nested` (an error that is 400 deep), `leak` (the key in `retry-after`). An error
-echoes the key that it was sent.
+`fake:status=429;latency_ms=500`, `die=3` (after so many events), `fail=3` (an error after so many events),
+`usage=missing`, `words=40`, `cached=2`, `pause_ms=20`, `clean-eof` (no [DONE] and no finish), `unstreamed` (a stream is
+answered as a whole), `zeros-first` (a stream begins with figures of zero), `nested` (an error that is 400 deep), `leak`
+(the key in `retry-after`). An error echoes the key that it was sent; with `echo=base64`, `hex`, `url` or `slashes` in
+another form.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from aiohttp import web
 
 WORDS = 8
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+Error: TypeAlias = "Callable[[str], dict[str, Any]]"
 
 
 class FakeUpstream:
@@ -33,6 +39,9 @@ class FakeUpstream:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_post("/v1/messages", self.messages)
+        app.router.add_post("/v1/messages/count_tokens", self.count)
+        app.router.add_post("/v1/responses", self.respond)
+        app.router.add_post("/v1/embeddings", self.embed)
         app.router.add_get("/health", self.health)
         return app
 
@@ -62,17 +71,61 @@ class FakeUpstream:
         status = int(orders.get("status", "200"))
         self._write_down(request, answer, billed=status < 400)
         if status >= 400:
-            error = {"type": "overloaded_error", "message": f"refused {request.headers.get('x-api-key')}"}
-            return web.json_response({"type": "error", "error": error}, status=status)
+            return _refusal(request, orders, status, of=_anthropics_error)
         if not body.get("stream"):
+            if "die" in orders:
+                _cut(request)
             return web.json_response(answer.whole_message())
+        return await self._named_stream(request, answer, answer.message_events(), _anthropics_error)
+
+    async def count(self, request: web.Request) -> web.Response:
+        """Count as an answer's usage does, at no cost."""
+        body = await request.json()
+        return web.json_response({"input_tokens": Message(body, {}).prompt_tokens})
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        """Answer as OpenAI's Responses do; orders come in `user`."""
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
+        answer = Response(body, orders)
+        status = int(orders.get("status", "200"))
+        self._write_down(request, answer, billed=status < 300)
+        if status >= 300:
+            return _refusal(request, orders, status)
+        if not body.get("stream"):
+            if "die" in orders:
+                _cut(request)
+            return web.json_response(answer.whole_response())
+        return await self._named_stream(request, answer, answer.response_events(), _responses_error)
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """Answer as OpenAI's embeddings do: the same vector to each input, in either format."""
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
+        answer = Embeddings(body, orders)
+        status = int(orders.get("status", "200"))
+        self._write_down(request, answer, billed=status < 300)
+        if status >= 300:
+            return _refusal(request, orders, status)
+        if "die" in orders:
+            _cut(request)
+        return web.json_response(answer.vectors())
+
+    async def _named_stream(
+        self, request: web.Request, answer: Answer, events: Iterable[dict[str, Any]], error: Error
+    ) -> web.StreamResponse:
+        """Write events with names, which end in none of [DONE]."""
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for number, event in enumerate(answer.message_events()):
-            if str(number) == orders.get("die"):
+        for number, event in enumerate(events):
+            if str(number) == answer.orders.get("die"):
                 _cut(request)
                 return response
-            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            failed = str(number) == answer.orders.get("fail")
+            told = error(_echo(request, answer.orders)) if failed else event
+            await response.write(f"event: {told['type']}\ndata: {_text_of(told, answer.orders)}\n\n".encode())
+            if failed:
+                break
         await response.write_eof()
         return response
 
@@ -83,6 +136,11 @@ class FakeUpstream:
         for number, event in enumerate(answer.events()):
             if str(number) == answer.orders.get("die"):
                 _cut(request)
+                return response
+            if str(number) == answer.orders.get("fail"):
+                failure = _text_of(_openais_error(_echo(request, answer.orders)), answer.orders)
+                await response.write(f"data: {failure}\n\n".encode())
+                await response.write_eof()
                 return response
             await response.write(f"data: {event}\n\n".encode())
             await asyncio.sleep(pause_seconds)
@@ -113,10 +171,14 @@ class Answer:
     def __init__(self, body: dict[str, Any], orders: dict[str, str]) -> None:
         self.body = body
         self.orders = orders
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
+        limit = next((body[name] for name in LIMITS if body.get(name)), 10**9)
         self.words = [f"word{number}" for number in range(min(int(orders.get("words", WORDS)), limit))]
-        self.prompt_tokens = sum(words_in(message.get("content")) for message in body["messages"])
+        self.prompt_tokens = self.asked()
         self.completion_tokens = len(self.words) * int(body.get("n") or 1)
+
+    def asked(self) -> int:
+        """Count the words of the prompt."""
+        return sum(words_in(message.get("content")) for message in self.body["messages"])
 
     def usage(self) -> dict[str, Any]:
         return {
@@ -201,6 +263,95 @@ class Message(Answer):
         return [*events, {"type": "message_stop"}]
 
 
+class Response(Answer):
+    """The same answer as the Responses API gives it."""
+
+    def asked(self) -> int:
+        given = self.body["input"]
+        return words_in(given) if isinstance(given, str) else sum(words_in(item.get("content")) for item in given)
+
+    def response_usage(self) -> dict[str, Any]:
+        return {
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": int(self.orders.get("cached", "0"))},
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def item(self) -> dict[str, Any]:
+        if "tools" in self.body:
+            name = self.body["tools"][0]["name"]
+            call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "status": "completed"}
+            return {**call, "name": name, "arguments": '{"city": "Bern"}'}
+        text = {"type": "output_text", "text": " ".join(self.words), "annotations": []}
+        return {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
+
+    def whole_response(self) -> dict[str, Any]:
+        return {
+            "id": "resp_fake",
+            "object": "response",
+            "created_at": 1_750_000_000,
+            "status": "completed",
+            "model": self.body["model"],
+            "output": [self.item()],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": self.body.get("tools", []),
+            "usage": self.response_usage(),
+        }
+
+    def response_events(self) -> list[dict[str, Any]]:
+        whole, item = self.whole_response(), self.item()
+        started = {**whole, "status": "in_progress", "output": [], "usage": None}
+        at = {"item_id": item["id"], "output_index": 0}
+        events: list[dict[str, Any]] = [
+            {"type": "response.created", "response": started},
+            {"type": "response.in_progress", "response": started},
+        ]
+        if item["type"] == "function_call":
+            begun = {**item, "arguments": "", "status": "in_progress"}
+            parts = [{"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]}]
+            done = {"type": "response.function_call_arguments.done", **at, "arguments": item["arguments"]}
+            ends = [{**done, "name": item["name"]}]
+        else:
+            begun = {**item, "content": [], "status": "in_progress"}
+            at = {**at, "content_index": 0}
+            empty = {"type": "output_text", "text": "", "annotations": []}
+            parts = [{"type": "response.content_part.added", **at, "part": empty}]
+            deltas = [f"{word} " for word in self.words[:-1]] + self.words[-1:]
+            parts += [{"type": "response.output_text.delta", **at, "delta": delta, "logprobs": []} for delta in deltas]
+            text = item["content"][0]
+            ends = [{"type": "response.output_text.done", **at, "text": text["text"], "logprobs": []}]
+            ends += [{"type": "response.content_part.done", **at, "part": text}]
+        events += [{"type": "response.output_item.added", "output_index": 0, "item": begun}, *parts, *ends]
+        events += [{"type": "response.output_item.done", "output_index": 0, "item": item}]
+        events += [{"type": "response.completed", "response": whole}]
+        return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+class Embeddings(Answer):
+    """Vectors, for which nothing is written."""
+
+    def __init__(self, body: dict[str, Any], orders: dict[str, str]) -> None:
+        super().__init__(body, orders)
+        self.completion_tokens = 0
+
+    def inputs(self) -> list[Any]:
+        given = self.body["input"]
+        return given if isinstance(given, list) else [given]
+
+    def asked(self) -> int:
+        return sum(words_in(each) if isinstance(each, str) else 1 for each in self.inputs())
+
+    def vectors(self) -> dict[str, Any]:
+        packed = "AACAPgAAAL8AAAA+AACAPw=="  # the same four numbers as 32-bit floats
+        vector = packed if self.body.get("encoding_format") == "base64" else [0.25, -0.5, 0.125, 1.0]
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(len(self.inputs()))]
+        usage = {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}
+        return {"object": "list", "model": self.body["model"], "data": data, "usage": usage}
+
+
 def words_in(content: Any) -> int:
     """Count the words of a message's content, a text or a list of parts."""
     if isinstance(content, str):
@@ -218,14 +369,45 @@ def orders_of(*texts: str) -> dict[str, str]:
     return orders
 
 
-def _refusal(request: web.Request, orders: dict[str, str], status: int) -> web.Response:
-    key = request.headers.get("authorization", "")
-    error: dict[str, Any] = {"message": f"refused {key}", "type": "fake", "param": None, "code": "as_ordered"}
+def _echo(request: web.Request, orders: dict[str, str]) -> str:
+    """Return an error's text, with the key that came."""
+    key = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+    forms: dict[str, Callable[[], str]] = {
+        "base64": lambda: base64.b64encode(f"Bearer {key}".encode()).decode(),
+        "hex": lambda: key.encode().hex(),
+        "url": lambda: quote(key, safe=""),
+    }
+    return f"refused {forms.get(orders.get('echo', ''), lambda: key)()}"
+
+
+def _text_of(document: dict[str, Any], orders: dict[str, str]) -> str:
+    """Return JSON, with its slashes escaped as PHP does where that is ordered."""
+    text = json.dumps(document)
+    return text.replace("/", "\\/") if orders.get("echo") == "slashes" else text
+
+
+def _openais_error(text: str) -> dict[str, Any]:
+    return {"error": {"message": text, "type": "fake", "param": None, "code": "as_ordered"}}
+
+
+def _anthropics_error(text: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": "overloaded_error", "message": text}}
+
+
+def _responses_error(text: str) -> dict[str, Any]:
+    return {"type": "error", "code": "as_ordered", "message": text, "param": None, "sequence_number": 9}
+
+
+def _refusal(request: web.Request, orders: dict[str, str], status: int, of: Error = _openais_error) -> web.Response:
+    said = _echo(request, orders)
+    document = of(said)
+    text = _text_of(document, orders)
     if "nested" in orders:
-        text = json.dumps({"error": error})[:-2] + ', "more": ' + "[" * 400 + "]" * 400 + "}}"
-        return web.Response(text=text, status=status, content_type="application/json")
-    after = key if "leak" in orders else "7"
-    return web.json_response({"error": error}, status=status, headers={"retry-after": after})
+        text = json.dumps({"error": document["error"]})[:-2] + ', "more": ' + "[" * 400 + "]" * 400 + "}}"
+    headers = {"retry-after": said if "leak" in orders else "7"}
+    if status in (301, 302, 307, 308):
+        headers["location"] = f"/elsewhere?key={said}"
+    return web.Response(text=text, status=status, content_type="application/json", headers=headers)
 
 
 def _cut(request: web.Request) -> None:

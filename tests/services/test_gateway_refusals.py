@@ -88,9 +88,7 @@ DENIALS = (
     Denial("other_providers", 403, "provider_not_allowed", POSTED, is_violation=True),
     Denial("other_providers", 404, "model_not_found", (SHOW,)),
     Denial("dear", 403, "request_cost_limit", COMPLETIONS, is_violation=True),
-    Denial(
-        "over_requests", 429, "rate_limit_exceeded", COMPLETIONS, is_violation=True, is_retried=True, limit="requests"
-    ),
+    Denial("over_requests", 429, "rate_limit_exceeded", POSTED, is_violation=True, is_retried=True, limit="requests"),
     Denial("over_tokens", 429, "rate_limit_exceeded", COMPLETIONS, is_violation=True, is_retried=True, limit="tokens"),
     Denial("empty_wallet", 402, "insufficient_quota", COMPLETIONS),
     Denial("exhausted_budget", 402, "insufficient_quota", COMPLETIONS),

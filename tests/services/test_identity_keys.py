@@ -133,10 +133,10 @@ async def test_an_unknown_agent_is_not_usable_as_of_a_revision(identity: Running
     ("field", "agent_id", "token_id"),
     [
         ("agent_id", "", "tok-1"),
-        ("agent_id", ids.new(ids.Kind.WORKSPACE), "tok-1"),
+        ("agent_id", "ws_01m7zfb09zkapmanfjgnprcyah", "tok-1"),
         ("agent_id", "agt_0\0", "tok-1"),
-        ("token_id", ids.new(ids.Kind.AGENT), ""),
-        ("token_id", ids.new(ids.Kind.AGENT), "x" * 257),
+        ("token_id", "agt_01m7zfb09z8wmvd3dhe4ysbfmd", ""),
+        ("token_id", "agt_01m7zfb09z8wmvd3dhe4ysbfmd", "x" * 257),
     ],
 )
 async def test_a_question_for_no_agent_names_its_field(
