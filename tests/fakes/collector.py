@@ -24,8 +24,10 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     address: str = ""
     spans: list[Span] = field(default_factory=list)
+    exported: list[bytes] = field(default_factory=list)  # all that came, as it came
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802  # the contract's name
+        self.exported.append(request.SerializeToString())
         for resource in request.resource_spans:
             attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
             for scope in resource.scope_spans:
