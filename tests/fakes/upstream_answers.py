@@ -37,7 +37,7 @@ class Answer:
 
     def whole(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": " ".join(self.words)}
-        if "tools" in self.body:
+        if self.body.get("tools"):
             function = {"name": self.body["tools"][0]["function"]["name"], "arguments": "{}"}
             calls = [{"id": "call_1", "type": "function", "function": function}]
             message = {"role": "assistant", "content": None, "tool_calls": calls}
@@ -76,7 +76,7 @@ class Message(Answer):
 
     def whole_message(self) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "text", "text": " ".join(self.words)}]
-        if "tools" in self.body:
+        if self.body.get("tools"):
             name = self.body["tools"][0]["name"]
             content = [{"type": "tool_use", "id": "toolu_1", "name": name, "input": {"city": "Bern"}}]
         return {
@@ -85,7 +85,7 @@ class Message(Answer):
             "role": "assistant",
             "model": self.body["model"],
             "content": content,
-            "stop_reason": "tool_use" if "tools" in self.body else "end_turn",
+            "stop_reason": "tool_use" if self.body.get("tools") else "end_turn",
             "usage": self.message_usage(),
         }
 
@@ -93,7 +93,7 @@ class Message(Answer):
         whole = self.whole_message()
         start = {**whole, "content": [], "stop_reason": None, "usage": {**self.message_usage(), "output_tokens": 1}}
         events: list[dict[str, Any]] = [{"type": "message_start", "message": start}, {"type": "ping"}]
-        if "tools" in self.body:
+        if self.body.get("tools"):
             block = {**whole["content"][0], "input": {}}
             parts = [{"type": "input_json_delta", "partial_json": part} for part in ('{"city"', ': "Bern"}')]
         else:
@@ -124,7 +124,7 @@ class Response(Answer):
         }
 
     def item(self) -> dict[str, Any]:
-        if "tools" in self.body:
+        if self.body.get("tools"):
             name = self.body["tools"][0]["name"]
             call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "status": "completed"}
             return {**call, "name": name, "arguments": '{"city": "Bern"}'}
