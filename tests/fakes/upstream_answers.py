@@ -20,6 +20,9 @@ class Answer:
         self.prompt_tokens = self.asked()
         self.completion_tokens = len(self.words) * int(body.get("n") or 1)
 
+    def reason(self) -> str:
+        return "tool_calls" if self.body.get("tools") else "stop"
+
     def asked(self) -> int:
         """Count the words of the prompt."""
         return sum(words_in(message.get("content")) for message in self.body["messages"])
@@ -42,16 +45,22 @@ class Answer:
             calls = [{"id": "call_1", "type": "function", "function": function}]
             message = {"role": "assistant", "content": None, "tool_calls": calls}
         count = int(self.body.get("n") or 1)
-        choices = [{"index": index, "message": message, "finish_reason": "stop"} for index in range(count)]
+        choices = [{"index": index, "message": message, "finish_reason": self.reason()} for index in range(count)]
         answer = {**self.head("chat.completion"), "choices": choices}
         return answer if self.orders.get("usage") == "missing" else {**answer, "usage": self.usage()}
 
     def events(self) -> list[str]:
         head = self.head("chat.completion.chunk")
         choices: list[dict[str, Any]] = [{"index": 0, "delta": {"role": "assistant", "content": ""}}]
-        choices += [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None} for word in self.words]
+        if self.body.get("tools"):
+            function = {"name": self.body["tools"][0]["function"]["name"], "arguments": ""}
+            calls = [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+            calls += [{"index": 0, "function": {"arguments": part}} for part in ("{", "}")]
+            choices += [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None} for call in calls]
+        else:
+            choices += [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None} for word in self.words]
         if "clean-eof" not in self.orders:
-            choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+            choices += [{"index": 0, "delta": {}, "finish_reason": self.reason()}]
         events = [json.dumps({**head, "choices": [choice], "usage": None}) for choice in choices]
         if "zeros-first" in self.orders:
             zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
