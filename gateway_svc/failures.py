@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import orjson
 
 from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.scrubbing import scrub
 from mesh.errors import Code, MeshError, Unavailable
 from mesh.secret import Secret
 
 AUTH_STATUSES = (401, 403)
 WORTH_A_RETRY = frozenset({408, 409, 425, 429, *range(500, 600)})  # of a provider's statuses, as SDKs see it
 FIRST_CLIENT_ERROR, BAD_GATEWAY = 400, 502
-KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
 RETRY_AFTER = re.compile(r"[0-9]{1,6}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")  # RFC 9110, 10.2.3
 MESSAGE_CHARACTERS_MAX = 2_000
-NEVER_RETRIED = 402
+NEVER_RETRIED = (402, 403)  # a retry gets the same answer
 CUT_CODE = "upstream_cut"
 
 STATUSES: dict[Code, tuple[int, str]] = {
@@ -76,7 +76,7 @@ def failure(error: MeshError) -> Failure:
     if error.retry_after_ms is not None:
         headers["retry-after-ms"] = str(error.retry_after_ms)
         headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
-    if status == NEVER_RETRIED or error.reason in NOT_RETRIED:
+    if status in NEVER_RETRIED or error.reason in NOT_RETRIED:
         headers["x-should-retry"] = "false"
     return Failure(status, members(error), headers)
 
@@ -113,10 +113,10 @@ def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, JsonObje
         return BAD_GATEWAY, _upstream_error(
             "the provider refuses the key that it was asked with", "upstream_auth_failed"
         )
-    text = scrub(body.decode(errors="replace"), secret)
-    error = _error_of(text)
+    error = _error_of(body, secret)
     if error is not None:
         return status, error
+    text = scrub(body.decode(errors="replace"), secret)
     return status, _upstream_error(text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error")
 
 
@@ -137,25 +137,21 @@ def seconds_of(retry_after: str) -> int:
 
 def stream_failure(data: bytes, secret: Secret | None) -> JsonObject:
     """Return what ends a stream that broke off: the provider's own error, else ours."""
-    error = _error_of(scrub(data.decode(errors="replace"), secret)) if data else None
+    error = _error_of(data, secret) if data else None
     return error or members(cut())
-
-
-def scrub(text: str, secret: Secret | None) -> str:
-    """Take every secret out of a provider's text."""
-    if secret is not None and secret.reveal():
-        text = text.replace(secret.reveal(), "[redacted]")
-    return KEY_SHAPE.sub("[redacted]", text)
 
 
 def _upstream_error(message: str, code: str) -> JsonObject:
     return {"message": message, "type": "upstream_error", "param": None, "code": code}
 
 
-def _error_of(text: str) -> JsonObject | None:
-    """Read a provider's error: the four members that clients expect, and texts only."""
+def _error_of(body: bytes, secret: Secret | None) -> JsonObject | None:
+    """Read a provider's error: the four members that clients expect, texts only, and none of them with a secret.
+
+    It is read first and scrubbed then: JSON has many ways to write a text.
+    """
     try:
-        document: Json = orjson.loads(text)
+        document: Json = orjson.loads(body.decode(errors="replace"))
     except orjson.JSONDecodeError:
         return None
     error = document.get("error") if isinstance(document, dict) else None
@@ -169,8 +165,8 @@ def _error_of(text: str) -> JsonObject | None:
         return None
     kind, param, code = (error.get(name) for name in ("type", "param", "code"))
     return {
-        "message": error["message"],
-        "type": kind if isinstance(kind, str) else "upstream_error",
-        "param": param if isinstance(param, str) else None,
-        "code": str(code) if isinstance(code, str | int) else None,
+        "message": scrub(str(error["message"]), secret),
+        "type": scrub(kind, secret) if isinstance(kind, str) else "upstream_error",
+        "param": scrub(param, secret) if isinstance(param, str) else None,
+        "code": scrub(str(code), secret) if isinstance(code, str | int) else None,
     }
