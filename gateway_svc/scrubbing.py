@@ -56,12 +56,11 @@ def _written(letter: str) -> str:
     """Return a pattern of one letter as it is, or as JSON, a URL or HTML may escape it, each of its own."""
     code = ord(letter)
     ways = [
-        rf"\\{{0,3}}{re.escape(letter)}",
         rf"(?i:\\{{1,3}}u{code:04x})",
         rf"(?i:&\#x0{{0,4}}{code:x};)",
         rf"&\#0{{0,4}}{code};",
         "".join(f"(?i:%{byte:02x})" for byte in letter.encode(errors="replace")),
+        *([f"&{NAMED[letter]};"] if letter in NAMED else []),
+        rf"\\{{0,3}}{re.escape(letter)}",  # last: it is also what some of the others begin with
     ]
-    if letter in NAMED:
-        ways.append(f"&{NAMED[letter]};")
     return f"(?:{'|'.join(ways)})"
