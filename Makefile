@@ -10,7 +10,7 @@ BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help up down demo test chaos check outside bench-memory bench-ledger bench-reports fmt protos docs lock clean
+.PHONY: help up down demo test chaos check outside bench-memory bench-ledger bench-gateway bench-reports fmt protos docs lock clean
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ bench-memory: .venv/.protos ## Measure an idle mesh: memory of each process, col
 
 bench-ledger: .venv/.protos ## Measure the ledger against pgbench on the same server; 6 minutes. ARGS="--rounds 5 --seconds 3"
 	@$(BIN)/python -m tests.bench.ledger $(ARGS)
+
+bench-gateway: .venv/.protos ## Measure the gateway beside LiteLLM and Portkey; 15 minutes, fetches both. ARGS="--rounds 5 --seconds 4"
+	@$(BIN)/python -m tests.bench.gateway $(ARGS)
 
 bench-reports: .venv/.protos ## Measure usage reports over 10,000,000 completions; 15 minutes, 12 GB. ARGS="1000000"
 	$(BIN)/python -m tests.bench.usage_reports $(ARGS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
-from gateway_svc.pushed import Pushed
+from gateway_svc.pushed import Changes, Pushed
 from gateway_svc.routing import Alias
 from gateway_svc.store import change_log
 from gateway_svc.store import routes as store
@@ -21,17 +21,16 @@ NO_ALIAS: Mapping[str, Alias] = MappingProxyType({})
 class Aliases(Pushed[str, Mapping[str, Alias]]):
     """The aliases of the organizations seen lately, by their names; `of(organization_id)` gives them."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, changes: Changes) -> None:
         super().__init__(
-            db,
-            change_log.ROUTES,
+            changes,
             partial(_read, db),
-            lambda organization_id: (organization_id,),
+            lambda organization_id: (change_log.routes_of(organization_id),),
             entries_max=ENTRIES_MAX,
             reads_at_once_max=READS_AT_ONCE_MAX,
         )
 
 
-async def _read(db: Database, organization_id: str) -> Mapping[str, Alias]:
+async def _read(db: Database, organization_id: str) -> tuple[int, Mapping[str, Alias]]:
     found = await store.in_force(db, organization_id)
-    return {alias.name: alias for alias in found} or NO_ALIAS
+    return found.revision, {alias.name: alias for alias in found.aliases} or NO_ALIAS

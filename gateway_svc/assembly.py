@@ -32,7 +32,7 @@ from mesh import audit, cache, db, key_file
 from mesh.settings import Runtime, SettingsError
 from mesh.verification import IdentityKeys
 
-DRAIN_LEDGER_SECONDS = 10.0
+DRAIN_LEDGER_SECONDS = 4.0  # a process has 5 s after its completions before it is killed
 DRAIN_RATES_SECONDS = 2.0
 
 

@@ -1,7 +1,8 @@
 """Steps 5 and 6 of a completion: ask one provider after another until one serves, as long as none has billed anything.
 
-A failure that says nothing of what was billed (a time-out, a cut) ends it: it is never asked again, anywhere. What a
-provider refuses (408, 409, 425, 429, 5xx; our key; a model that it does not have) it does not bill.
+A failure that says nothing of what was billed (a time-out of ours or of a proxy's, a cut) ends it: it is never asked
+again, anywhere. What a provider itself refuses (409, 425, 429, 5xx; our key; a model that it does not have) it does not
+bill.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway_svc import failures
 from gateway_svc.breaker import Admitted as Leave
@@ -17,14 +18,17 @@ from gateway_svc.breaker import Circuits, Open
 from gateway_svc.choices import Choice
 from gateway_svc.credentials import Credentials
 from gateway_svc.dialects.registry import limited
+from gateway_svc.figures import Attempt
 from gateway_svc.passage import Passage
-from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent
+from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent, TooLarge
 from gateway_svc.settlement import FIRST_ERROR_STATUS
 from mesh.clock import monotonic_ms
 from mesh.errors import MeshError, Unavailable
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 
 ELSEWHERE = failures.WORTH_A_RETRY | {*failures.AUTH_STATUSES, 404}  # statuses after which another may do better
+AMBIGUOUS = frozenset({408, 504, *range(520, 528)})  # somebody between us and the model gave up waiting for it
+BAD_GATEWAY = 502  # the same, unless it is the provider's own word
 LIMITED = 429
 FIRST_SERVER_ERROR = 500
 AGAIN_SECONDS = 0.1  # before the only provider that there is, which was not reached, is tried once more
@@ -56,7 +60,7 @@ class Attempts:
     def __init__(self, credentials: Credentials, circuits: Circuits) -> None:
         self._credentials = credentials
         self._circuits = circuits
-        self._cooling = Circuits()  # by model: which of them are tried last
+        self._cooling = Circuits()  # which are tried last
 
     @asynccontextmanager
     async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
@@ -90,22 +94,26 @@ class Attempts:
         Unserved where it was not reached, or is not to be asked.
         """
         choice = passage.admitted.choices[route]
+        call = call_of(passage, choice)
         leave = self._leave(passage, choice)
-        passage.sent(route)
+        attempt = Attempt(choice, call.output_tokens)
+        passage.sent(route, attempt)
         try:
-            async with choice.provider.ask(call_of(passage, choice)) as exchange:
-                self._judge(leave, exchange)
+            async with attempt.around(choice.provider.ask(call)) as exchange:
+                attempt.answered(exchange.status)
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)
                 yield exchange
+            self._judge(leave, failed=exchange.status >= FIRST_SERVER_ERROR)
         except (NotSent, BrokenOff) as error:
-            if leave is not None:
-                self._circuits.failed(leave, monotonic_ms())
+            attempt.failed(error)
+            self._judge(leave, failed=not isinstance(error, TooLarge))
             if isinstance(error, BrokenOff):
                 raise
             log.warn("upstream.unreachable", provider=choice.model.provider, error=str(error))
             raise Unserved(failures.unreachable()) from None
         finally:
+            attempt.end()
             if leave is not None:
                 self._circuits.abandoned(leave)
 
@@ -121,7 +129,7 @@ class Attempts:
     def _is_cooling(self, choice: Choice) -> bool:
         if choice.circuit is None:
             return False
-        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), monotonic_ms())
+        leave = self._cooling.admit(choice.circuit, monotonic_ms())
         if isinstance(leave, Open):
             return True
         self._cooling.abandoned(leave)
@@ -132,7 +140,7 @@ class Attempts:
         if choice.circuit is None:
             return
         now_ms = monotonic_ms()
-        leave = self._cooling.admit(replace(choice.circuit, model=choice.model.name), now_ms)
+        leave = self._cooling.admit(choice.circuit, now_ms)
         if not isinstance(leave, Open):
             self._cooling.limited(leave, failures.seconds_of(retry_after) * 1_000, now_ms)
 
@@ -147,13 +155,17 @@ class Attempts:
             raise Unserved(Unavailable("UPSTREAM_CIRCUIT_OPEN", text, retry_after_ms=leave.retry_after_ms))
         return leave
 
-    def _judge(self, leave: Leave | None, exchange: Exchange) -> None:
+    def _judge(self, leave: Leave | None, *, failed: bool) -> None:
         if leave is None:
             return
-        if exchange.status >= FIRST_SERVER_ERROR:
-            self._circuits.failed(leave, monotonic_ms())
-        else:
+        if not failed:
             self._circuits.succeeded(leave, monotonic_ms())
+            return
+        opened = self._circuits.failed(leave, monotonic_ms())
+        if opened is not None:
+            provider = leave.key.provider
+            metrics.CIRCUITS_OPENED.labels(provider).inc()
+            log.warn("upstream.circuit_opened", provider=provider, retry_after_ms=opened.retry_after_ms)
 
     async def _refusal(self, passage: Passage, route: int, exchange: Exchange) -> Refusal:
         choice = passage.admitted.choices[route]
@@ -164,6 +176,8 @@ class Attempts:
         if exchange.status in failures.AUTH_STATUSES:
             self._credentials.forget(passage.admitted.agent.organization_id, choice.model.provider)
         log.event("upstream.refused", provider=choice.model.provider, model=choice.model.name, status=exchange.status)
+        if exchange.status in AMBIGUOUS or (exchange.status == BAD_GATEWAY and not failures.is_an_error(body)):
+            raise BrokenOff(f"answered {exchange.status}")
         return Refusal(route, exchange.status, body, exchange.retry_after)
 
 

@@ -21,18 +21,23 @@ WINDOW_CALLS_MIN = 20
 FAILED_SHARE_MAX = 0.5
 OPEN_MS_MIN, OPEN_MS_MAX = 5_000, 60_000
 PROBE_RETRY_MS = 1_000  # what is told while a probe is under way, whose end nobody knows
+PROBE_MS_MAX = 10_000  # after so long the next call is a probe as well: one may be an answer of minutes
 CIRCUITS_MAX = 10_000
 FINGERPRINT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitKey:
-    """What fails together: one key at one address of one provider, or one model of it where it names one."""
+    """What fails together: one model at one address of one provider, asked with one key.
+
+    Each organization has circuits of its own, so that no tenant's requests can shut the others out.
+    """
 
     provider: str
     base_url: str
     fingerprint: str
     model: str = ""
+    organization_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class _Circuit:
     generation: int
     state: _State = _State.CLOSED
     until_ms: float = 0.0
+    probes_from: int = 0  # the generation of the first probe since it was opened: all of them have a say
     pause_ms: int = 0  # how long failures have kept it open last; 0: not since it was closed
     failures_in_row: int = 0
     seconds: deque[_Second] = field(default_factory=_seconds)
@@ -108,18 +114,22 @@ class Circuits:
         self._generations = itertools.count(1)
 
     def admit(self, key: CircuitKey, now_ms: float) -> Admitted | Open:
-        """Say whether a call may be sent; after a pause one call alone may, as a probe."""
+        """Say whether a call may be sent; after a pause one call alone may, as a probe, or one every 10 s."""
         circuit = self._circuit(key)
         match circuit.state:
             case _State.CLOSED:
                 return Admitted(key, circuit.generation)
             case _State.PROBING:
-                return Open(PROBE_RETRY_MS)
+                if now_ms < circuit.until_ms:
+                    return Open(PROBE_RETRY_MS)
+                self._turn(circuit, _State.PROBING)
             case _State.OPEN:
                 if now_ms < circuit.until_ms:
                     return Open(math.ceil(circuit.until_ms - now_ms))
                 self._turn(circuit, _State.PROBING)
-                return Admitted(key, circuit.generation)
+                circuit.probes_from = circuit.generation
+        circuit.until_ms = now_ms + PROBE_MS_MAX
+        return Admitted(key, circuit.generation)
 
     def succeeded(self, admitted: Admitted, now_ms: float) -> None:
         """Take note of an upstream that works; a probe closes its circuit."""
@@ -154,9 +164,11 @@ class Circuits:
 
     def abandoned(self, admitted: Admitted) -> None:
         """Take note of a call that ended and says nothing about its upstream; the next call may be the probe."""
-        circuit = self._judged(admitted)
-        if circuit is not None and circuit.state is _State.PROBING:
-            self._turn(circuit, _State.OPEN)
+        circuit = self._circuits.get(admitted.key)
+        if circuit is None or circuit.generation != admitted.generation or circuit.state is not _State.PROBING:
+            return
+        self._turn(circuit, _State.OPEN)
+        circuit.until_ms = 0.0
 
     def _circuit(self, key: CircuitKey) -> _Circuit:
         circuit = self._circuits.get(key)
@@ -171,7 +183,10 @@ class Circuits:
     def _judged(self, admitted: Admitted) -> _Circuit | None:
         """Return the circuit on which a call still has a say."""
         circuit = self._circuits.get(admitted.key)
-        return circuit if circuit is not None and circuit.generation == admitted.generation else None
+        if circuit is None:
+            return None
+        oldest = circuit.probes_from if circuit.state is _State.PROBING else circuit.generation
+        return circuit if oldest <= admitted.generation else None
 
     def _open(self, circuit: _Circuit, now_ms: float, pause_ms: int) -> Open:
         self._turn(circuit, _State.OPEN)

@@ -32,6 +32,8 @@ class Choice:
     far: Far
     provider: Provider
     credential: Credential | None
+    organization_id: str
+    priced: bool  # whether the price list names it: whatever else tenants name is told apart in no metric
 
     @property
     def secret(self) -> Secret | None:
@@ -46,11 +48,17 @@ class Choice:
 
     @property
     def circuit(self) -> CircuitKey | None:
-        """Return what fails together: one vendor at one address with one key; None where nothing can."""
+        """Return what fails together, as far as this organization sees; None where nothing can."""
         credential = self.credential
         if credential is None:
             return None
-        return CircuitKey(self.model.provider, credential.base_url, fingerprint(credential.secret))
+        return CircuitKey(
+            self.model.provider,
+            credential.base_url,
+            fingerprint(credential.secret),
+            self.model.name,
+            self.organization_id,
+        )
 
 
 class Choices:
@@ -78,7 +86,10 @@ class Choices:
         if not reached:
             raise refused or _unknown(request.model)
         found = ways(request, reached, lambda model: reached[model][0].speaks(reached[model][1]))
-        return tuple(Choice(way.model, way.far, *reached[way.model]) for way in found)
+        return tuple(
+            Choice(way.model, way.far, *reached[way.model], agent.organization_id, self._is_priced(way.model))
+            for way in found
+        )
 
     async def listed(self, agent: Agent, policy: Policy) -> list[tuple[str, Model]]:
         """Return the names that an agent may ask for, each with a model that it leads to, in the order of the names."""
@@ -102,6 +113,9 @@ class Choices:
         if model is None:  # it had a price when the alias was made
             raise _unknown(target.model)
         return model
+
+    def _is_priced(self, model: Model) -> bool:
+        return self._catalog.find(model.provider, model.name) is not None
 
     def _find(self, target: Target) -> Model | None:
         """Return what the price list says of a target, else what the alias says itself."""

@@ -125,6 +125,11 @@ def retry_after(text: str) -> str:
     return text if RETRY_AFTER.fullmatch(text) else ""
 
 
+def is_an_error(body: bytes) -> bool:
+    """Return whether a body is an error as providers tell them, and not a word of something in between."""
+    return _error_of(body.decode(errors="replace")) is not None
+
+
 def seconds_of(retry_after: str) -> int:
     """Return the seconds that a `retry-after` names; 0 for a date or anything else."""
     return int(retry_after) if retry_after.isdecimal() and RETRY_AFTER.fullmatch(retry_after) else 0

@@ -31,9 +31,12 @@ from mesh.errors import Aborted, MeshError, PermissionDenied, Unavailable
 from mesh.secret import Secret
 from mesh.telemetry import logs
 
-OK = 200
+OK, BAD_GATEWAY = 200, 502
+ANSWERED = frozenset({"choices", "content", "output", "data"})  # what an answer has, in one dialect or another
 JSON = "application/json"
+DISPATCH_SECONDS_MAX = 3_600  # of one answer: a provider that trickles would keep its hold for ever
 STALE_PATH_MS_MAX = 1_000
+MOVES_MAX = 3
 STALE_PATH_PAUSE_SECONDS = 0.05
 
 log = logs.get(__name__)
@@ -41,6 +44,10 @@ log = logs.get(__name__)
 
 class ClientLeft(Exception):
     """The client went away before anything was dispatched."""
+
+
+class _Moved(Exception):
+    """The agent has other levels above it than those whose policies let it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +75,7 @@ class Completions:
 
     async def run(self, ask: Ask, client: Client) -> Reply | None:
         """Serve one completion; None when it was streamed to the client."""
-        admitted = await self._admission.admit(ask)  # 1 who, 2 policy, 3 bound
-        grant = await self._hold(admitted)  # 4
+        admitted, grant = await self._granted(ask)  # 1 who, 2 policy, 3 bound, 4 hold
         passage = Passage(admitted, grant, self._ledger, self._admission)
         try:
             self._check(passage, client)
@@ -95,6 +101,16 @@ class Completions:
         )
         told = await choice.provider.count(call)
         return input_bound(choice.far.size, choice.model) if told is None else told
+
+    async def _granted(self, ask: Ask) -> tuple[Admitted, Grant]:
+        """Admit a request and hold what it may cost; anew where its agent was moved meanwhile, to other policies."""
+        for _ in range(MOVES_MAX):
+            admitted = await self._admission.admit(ask)
+            try:
+                return admitted, await self._hold(admitted)
+            except _Moved:
+                self._admission.correct(admitted, 0)
+        raise Unavailable("ACCOUNTING_UNAVAILABLE", "the agent is being moved", retry_after_ms=500)
 
     async def _hold(self, admitted: Admitted) -> Grant:
         try:
@@ -122,6 +138,8 @@ class Completions:
                     raise Unavailable("ACCOUNTING_UNAVAILABLE", stale.message, retry_after_ms=500) from None
             await asyncio.sleep(STALE_PATH_PAUSE_SECONDS)
             agent = await self._admission.agent_anew(admitted.ask.key)
+            if agent.path != admitted.agent.path:
+                raise _Moved
 
     def _check(self, passage: Passage, client: Client) -> None:
         """See that somebody still waits and that the hold is still ours."""
@@ -132,14 +150,14 @@ class Completions:
 
     async def _dispatch(self, passage: Passage, client: Client) -> Reply | None:
         try:
-            async with self._attempts.made(passage) as exchange:
+            async with asyncio.timeout(DISPATCH_SECONDS_MAX), self._attempts.made(passage) as exchange:
                 if isinstance(exchange, Refusal):
                     return await self._refused(passage, exchange, client)
                 if passage.admitted.request.stream:
                     await self._stream(passage, exchange, client)
                     return None
                 return await self._whole(passage, exchange, client)
-        except BrokenOff as error:
+        except (BrokenOff, TimeoutError) as error:
             log.warn("upstream.cut", provider=passage.choice.model.provider, error=str(error))
             await passage.settle(BROKEN_OFF, client_gone=client.gone())
             raise failures.cut() from None
@@ -167,6 +185,12 @@ class Completions:
         passage.answered()
         far = passage.choice.far
         document = _object_of(body)
+        if not document:
+            raise BrokenOff("the answer is no object")
+        if "error" in document and document.keys().isdisjoint(ANSWERED):
+            # An error that came with the status of an answer, as routers of many providers send them.
+            route = passage.admitted.choices.index(passage.choice)
+            return await self._refused(passage, Refusal(route, BAD_GATEWAY, body, ""), client)
         usage, seen = usage_in(document, far.request.dialect)
         ending = Ending(exchange.status, usage, counted_tokens=None, complete=True, usage_seen=seen)
         settled = await passage.settle(ending, client_gone=client.gone())

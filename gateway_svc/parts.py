@@ -10,6 +10,7 @@ from gateway_svc.breaker import Circuits
 from gateway_svc.catalog import Catalog
 from gateway_svc.channels import Channels
 from gateway_svc.charging import Ledger
+from gateway_svc.pushed import Changes
 from gateway_svc.rates import Rates
 from gateway_svc.replays import Limits, Replays
 from gateway_svc.rules import Rules
@@ -30,6 +31,7 @@ class Parts:
     directory: Directory
     ledger: Ledger
     catalog: Catalog
+    changes: Changes
     rules: Rules
     aliases: Aliases
     rates: Rates
@@ -44,8 +46,7 @@ class Parts:
             self.directory.run,
             self.ledger.run,
             self.catalog.run,
-            self.rules.run,
-            self.aliases.run,
+            self.changes.run,
             self.rates.run,
             self.replays.run,
             self.violations.run,
@@ -56,14 +57,16 @@ def parts_of(
     db: Database, redis: Redis, channels: Channels, keys: IdentityKeys, replays: tuple[bytes, Limits]
 ) -> Parts:
     """Build them; `replays` is the key that seals answers, and how many are kept for how long."""
+    changes = Changes(db)
     return Parts(
         db=db,
         keys=keys,
         directory=Directory(channels.identity, keys, SystemClock()),
         ledger=Ledger(channels.ledger),
         catalog=Catalog(channels.ledger),
-        rules=Rules(db),
-        aliases=Aliases(db),
+        changes=changes,
+        rules=Rules(db, changes),
+        aliases=Aliases(db, changes),
         rates=Rates(redis),
         replays=Replays(db, *replays),
         violations=Violations(db),

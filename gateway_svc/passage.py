@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from gateway_svc import figures
 from gateway_svc.admission import Admission, Admitted
 from gateway_svc.charging import Ledger
 from gateway_svc.choices import Choice
+from gateway_svc.figures import Attempt
 from gateway_svc.holds import Grant, Report
 from gateway_svc.receipt import Receipt
 from gateway_svc.settlement import Ending, ceiling, settlement
 from gateway_svc.tellings.registry import TELLINGS
 from mesh.clock import monotonic_ms
-from mesh.telemetry import logs, metrics
+from mesh.telemetry import logs
 
 BROKEN_OFF = Ending(status=502, usage=None, counted_tokens=None, complete=False)
 
@@ -29,6 +31,7 @@ class Passage:
         self._sent_ms = 0.0
         self._answered_ms = 0.0
         self._attempts = 0
+        self._attempt: Attempt | None = None
         self._route = 0
         self._closed = False
 
@@ -53,9 +56,10 @@ class Passage:
         """Return the way that was gone last."""
         return self.admitted.choices[self._route]
 
-    def sent(self, route: int) -> None:
+    def sent(self, route: int, attempt: Attempt) -> None:
         """Note that bytes go upstream from now on, and which way."""
         self._route = route
+        self._attempt = attempt
         self._attempts += 1
         self._sent_ms = self._sent_ms or monotonic_ms()
 
@@ -73,7 +77,7 @@ class Passage:
             return
         self._closed = True
         self._ledger.void(self.grant, reason)
-        metrics.COMPLETIONS.labels(self.choice.model.provider, "voided").inc()
+        figures.voided(self.choice, self.admitted.request.dialect)
         self._admission.correct(self.admitted, 0)
 
     async def settle(self, ending: Ending, *, client_gone: bool) -> Receipt:
@@ -82,15 +86,18 @@ class Passage:
         self._closed = True
         charging = self._ledger.settle(report)
         self._admission.correct(self.admitted, report.settlement.usage.total)
-        charged = await charging
-        latency_ms = monotonic_ms() - self.admitted.ask.started_ms
-        metrics.COMPLETION_SECONDS.observe(latency_ms / 1000)
+        try:
+            charged = await charging
+        finally:
+            latency_ms = monotonic_ms() - self.admitted.ask.started_ms
+            overhead_ms = max(0.0, latency_ms - self._upstream_ms)
+            figures.completed(self.choice, report, self._attempt, latency_ms, overhead_ms)
         return Receipt(
             request_id=report.request_id,
             charged_micros=charged.charged_micros,
             balance_micros=charged.balance_micros,
             latency_ms=latency_ms,
-            overhead_ms=max(0.0, latency_ms - self._upstream_ms),
+            overhead_ms=overhead_ms,
         )
 
     def abandon(self) -> None:
@@ -98,7 +105,9 @@ class Passage:
         if not self._closed:
             self._closed = True
             log.warn("completion.abandoned", request_id=self.admitted.ask.request_id)
-            self._ledger.settle_later(self._report(BROKEN_OFF, client_gone=False))
+            report = self._report(BROKEN_OFF, client_gone=False)
+            self._ledger.settle_later(report)
+            figures.completed(self.choice, report, self._attempt, report.latency_ms, report.overhead_ms)
 
     @property
     def _upstream_ms(self) -> float:
@@ -106,7 +115,6 @@ class Passage:
 
     def _report(self, ending: Ending, *, client_gone: bool) -> Report:
         settled = settlement(ending, self.admitted.bound, self.grant.output_tokens, client_gone=client_gone)
-        metrics.COMPLETIONS.labels(self.choice.model.provider, settled.outcome).inc()
         started_ms = self.admitted.ask.started_ms
         latency_ms = monotonic_ms() - started_ms
         return Report(

@@ -11,6 +11,7 @@ from gateway_svc.providers import BrokenOff, Exchange
 from gateway_svc.settlement import Ending
 from gateway_svc.translations import StreamTranslation
 from mesh.clock import monotonic_ms
+from mesh.telemetry import metrics
 
 DRAIN_SECONDS_MAX = 60
 DRAIN_BYTES_MAX = 8 * 1024 * 1024
@@ -64,6 +65,8 @@ class Relay:
             await self._pass_on(exchange)
         except (BrokenOff, sse.OversizedEvent, TimeoutError, ValueError):
             self.broken = True
+        if self._client.gone():
+            metrics.STREAMS_LEFT.labels("cut" if self.broken else "drained").inc()
         complete = meter.complete and not self.broken and not meter.failure
         seen = meter.usage is not None or any(b'"usage"' in event for event in meter.kept)
         return Ending(exchange.status, meter.usage, meter.counted_tokens, complete, seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway_svc import failures
 from gateway_svc.admission import Ask
-from gateway_svc.flow import Completions, Reply
+from gateway_svc.flow import ClientLeft, Completions, Reply
 from gateway_svc.recorded import Recorded
 from gateway_svc.relay import Client
 from gateway_svc.repeats import Apart, keeps, request_sha256
@@ -13,6 +13,7 @@ from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.who import Agent
 from mesh.errors import MeshError
 from mesh.secret import Secret
+from mesh.telemetry import metrics
 
 DISPATCHED = ("UPSTREAM_CUT", "SETTLEMENT_PENDING")  # reasons of errors that came after something may have been billed
 
@@ -44,6 +45,7 @@ class Repeating:
             case Fresh(run):
                 return await self._once(run, ask, client)
             case Replay() as replay:
+                metrics.REPLAYS.labels(ask.dialect).inc()
                 return Reply(replay.status, replay.body, replay.headers, replay.content_type)
 
     async def _once(self, run: Run, ask: Ask, client: Client) -> Reply | None:
@@ -57,6 +59,9 @@ class Repeating:
                 await self._replays.finished(run, run.recorder.transcript())
             else:
                 await self._replays.dropped(run)
+        except ClientLeft:  # before anything was sent
+            await self._replays.dropped(run)
+            raise
         except MeshError as error:
             await self._failed(run, ask, error)
             raise

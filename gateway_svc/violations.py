@@ -13,7 +13,7 @@ from mesh import audit
 from mesh.audit import Fact
 from mesh.db import Database
 from mesh.errors import MeshError, Unavailable
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 
 WAITING_MAX = 2_000
 BATCH_MAX = 200
@@ -63,11 +63,13 @@ class Violations:
     async def record(self, violation: Violation) -> None:
         """Write a fact and wait for its commit; Unavailable where it can't be written."""
         if len(self._waiting) >= WAITING_MAX:
+            metrics.SHED.labels("refusals").inc()
             raise Unavailable("OVERLOADED", "too many requests are refused at once", retry_after_ms=1_000)
         waiting = _Waiting(violation)
         self._waiting.append(waiting)
         self._woken.set()
         await waiting.written
+        metrics.VIOLATIONS.labels(violation.reason.lower()).inc()
 
     async def run(self) -> None:
         """Write for ever, an organization's facts of one moment in one transaction."""

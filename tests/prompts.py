@@ -39,7 +39,7 @@ def text(draw: random.Random) -> str:
 
 def schema(draw: random.Random) -> dict[str, Any]:
     """Draw what a function takes."""
-    properties = {
+    properties: dict[str, Any] = {
         f"p{number}_{draw.choice('aé语')}": {"type": "string", "description": text(draw)} for number in range(3)
     }
     properties["unit"] = {"type": "string", "enum": [text(draw) for _ in range(draw.randint(1, 4))]}

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway_svc import genai
 from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
 from gateway_svc.http.answers import json_response
@@ -19,7 +20,7 @@ from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from mesh.secret import Secret
-from mesh.telemetry import traces
+from mesh.telemetry import metrics, traces
 
 READ_SECONDS_MAX = 60
 WRITE_SECONDS_MAX = 60
@@ -84,6 +85,7 @@ class Seats:
         """Take a seat for the block; OVERLOADED when the organization has as many as it may."""
         before = self._taken.get(organization_id, 0)
         if before >= self._each_max:
+            metrics.SHED.labels("organization").inc()
             raise Unavailable("OVERLOADED", "too many requests of one organization at once", retry_after_ms=500)
         self._taken[organization_id] = before + 1
         try:
@@ -118,6 +120,7 @@ class Endpoint:
 
     async def _seated(self, request: web.Request, dialect: Dialect, serve: Serving) -> web.StreamResponse:
         if self._in_flight >= self._in_flight_max:
+            metrics.SHED.labels("requests").inc()
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         self._in_flight += 1
         started_ms = monotonic_ms()
@@ -127,9 +130,13 @@ class Endpoint:
                 # A body is read for those alone who have a key, and no organization takes every seat.
                 key = key_of(request)
                 agent = await self._completions.recognize(key)
+                span.set(genai.AGENT_ID, agent.id)
+                span.set("mandate.organization_id", agent.organization_id)
                 with self._seats.taken(agent.organization_id):
                     ask = await _ask_of(request, dialect, key, started_ms)
-                    return await serve(ask, Connection(request, self._instance))
+                    response = await serve(ask, Connection(request, self._instance))
+                    span.set(genai.HTTP_STATUS, response.status)
+                    return response
         finally:
             self._in_flight -= 1
 

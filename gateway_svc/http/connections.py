@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from gateway_svc.http.errors import Voice, raw, refusal, tagged
 from mesh.errors import DeadlineExceeded, Internal, InvalidArgument, MeshError, Unavailable
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class Connections:
             transport.set_protocol(asyncio.Protocol())  # its end is not to be counted as that of one let in
             transport.abort()
             return
+        metrics.SHED.labels("connections").inc()
         error = Unavailable("OVERLOADED", "too many connections at once", retry_after_ms=1_000)
         refused = _Refused(transport, raw(error, self.instance), self._refused.discard)
         self._refused.add(refused)

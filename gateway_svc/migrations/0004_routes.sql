@@ -26,12 +26,6 @@ CREATE TABLE route_targets (
   CHECK ((context_tokens IS NULL) = (output_tokens_max IS NULL))
 );
 
--- Whose routes have changed, in the order of the commits; gateways drop what they keep of them. The newest 10,000 stay.
-CREATE TABLE route_changes (
-  revision    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  subject_id  text NOT NULL
-);
-
-GRANT SELECT, INSERT ON routes, route_targets, route_changes TO mandate_gateway;
+GRANT SELECT, INSERT ON routes, route_targets TO mandate_gateway;
 GRANT UPDATE (alias, updated_at, removed_at) ON routes TO mandate_gateway;
-GRANT DELETE ON route_targets, route_changes TO mandate_gateway;
+GRANT DELETE ON route_targets TO mandate_gateway;

@@ -21,6 +21,10 @@ class BrokenOff(Exception):
     """The provider's answer broke off, or never came: what it billed is not known."""
 
 
+class TooLarge(BrokenOff):
+    """The answer is more than we take: the provider is well, and what it billed is not known all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to a provider, in a dialect that it speaks, and `document` as it goes upstream, our limit in it."""

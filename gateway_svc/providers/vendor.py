@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import orjson
 
+from gateway_svc import genai
 from gateway_svc.credentials import Credential
 from gateway_svc.dialects import Dialect
 from gateway_svc.providers import Call, NotSent
 from gateway_svc.providers.upstream import Answer, Upstream
+from mesh.telemetry import traces
 
 VERSION_PATH = "/v1"
 
@@ -36,6 +38,9 @@ class Vendor:
 
     @asynccontextmanager
     async def ask(self, call: Call) -> AsyncGenerator[VendorExchange]:
+        if (span := traces.current()) is not None and call.credential is not None:
+            _, base_url = self._way(call.credential)
+            span.tell(genai.server(base_url))
         async with self.post(call, self.paths[call.request.dialect]) as answer:
             yield VendorExchange(answer)
 
@@ -52,7 +57,7 @@ class Vendor:
         credential = call.credential
         if credential is None:
             raise NotSent("there is no credential")
-        pool, base_url = (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
+        pool, base_url = self._way(credential)
         headers = {
             **self.authorized(credential),
             "content-type": "application/json",
@@ -60,8 +65,14 @@ class Vendor:
             "accept-encoding": "identity",
             "x-request-id": call.request_id,
         }
+        if not credential.named and (trace := traces.traceparent()) is not None:
+            headers["traceparent"] = trace  # operators' upstreams alone may learn of our traces
         async with pool.post(_address(base_url, path), headers, orjson.dumps(call.document)) as answer:
             yield answer
+
+    def _way(self, credential: Credential) -> tuple[Upstream, str]:
+        """Return the pool and the address that a key leads to."""
+        return (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
 
 
 class VendorExchange:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gateway_svc import rules, wire
 from gateway_svc.policies import policy
 from gateway_svc.service.resolver import TARGETS, Resolver
+from gateway_svc.store import change_log
 from gateway_svc.store import policies as store
-from gateway_svc.store import policy_changes as changes
 from gateway_svc.terms import LIMITS_MAX, LISTS, changed_terms, checked_asked, checked_name, checked_terms
 from gateway_svc.verdicts import Level, explain
 from mandate.gateway.v1 import policies_pb2 as pb
@@ -88,7 +88,7 @@ class Policies(rpc.PolicyServiceServicer):
 
 async def _told(tx: Connection, stored: store.StoredPolicy) -> pb.Policy:
     """Let every gateway know of a policy that was written."""
-    await changes.record(tx, stored.target_id)
+    await change_log.record(tx, change_log.policies_on(stored.target_id))
     return wire.policy_message(stored)
 
 

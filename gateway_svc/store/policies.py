@@ -8,17 +8,18 @@ from datetime import datetime
 from typing import cast
 
 from gateway_svc.policies import Terms
+from gateway_svc.store import change_log
 from mesh.db import Connection, Database, Row
 
 TARGETS_MAX = 4
 POLICIES_PER_TARGET_MAX = 20
 
-# ruff: noqa: S608  # only COLUMNS is ever put into a statement
+# ruff: noqa: S608  # only COLUMNS and LATEST are ever put into a statement
 TERMS = """allowed_models, allowed_tools, allowed_endpoints, allowed_providers, max_tokens_per_request,
   requests_per_minute, tokens_per_minute, max_cost_micros_per_request, cut_abandoned_streams"""
 COLUMNS = f"id, organization_id, target_id, name, {TERMS}, created_at, updated_at, removed_at"
 ON_TARGETS = f"""
-SELECT (SELECT coalesce(max(revision), 0) FROM policy_changes) AS revision, {COLUMNS}
+SELECT {change_log.LATEST} AS revision, {COLUMNS}
 FROM (VALUES (true)) AS always LEFT JOIN policies ON target_id = ANY($1) AND removed_at IS NULL
 ORDER BY id LIMIT $2
 """

@@ -13,7 +13,7 @@ from mesh.db import Connection, Database, Row
 
 ROUTES_MAX = 100  # of one organization, in force
 
-# ruff: noqa: S608  # only WHOLE is ever put into a statement
+# ruff: noqa: S608  # only WHOLE and LATEST are ever put into a statement
 WHOLE = """
 SELECT r.id, r.organization_id, r.alias, r.created_at, r.updated_at, r.removed_at,
        array_agg(t.provider ORDER BY t.place) AS providers,
@@ -25,7 +25,10 @@ SELECT r.id, r.organization_id, r.alias, r.created_at, r.updated_at, r.removed_a
   FROM routes r JOIN route_targets t ON t.route_id = r.id
 """
 ONE = f"{WHOLE} WHERE r.id = $1 GROUP BY r.id"
-IN_FORCE = f"{WHOLE} WHERE r.organization_id = $1 AND r.removed_at IS NULL GROUP BY r.id ORDER BY r.id LIMIT $2"
+IN_FORCE = f"""
+WITH found AS ({WHOLE} WHERE r.organization_id = $1 AND r.removed_at IS NULL GROUP BY r.id ORDER BY r.id LIMIT $2)
+SELECT {change_log.LATEST} AS revision, found.* FROM (VALUES (true)) AS always LEFT JOIN found ON true
+"""
 PAGE = f"""
 {WHOLE} WHERE r.id IN (SELECT id FROM routes WHERE organization_id = $1 AND id > $2 ORDER BY id LIMIT $3)
 GROUP BY r.id ORDER BY r.id
@@ -52,6 +55,14 @@ class StoredRoute:
     created_at: datetime
     updated_at: datetime
     removed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """An organization's aliases, as they were when `revision` was the latest change."""
+
+    revision: int
+    aliases: tuple[Alias, ...]
 
 
 async def lock(tx: Connection, organization_id: str) -> None:
@@ -90,7 +101,7 @@ async def add(tx: Connection, route: Alias, organization_id: str) -> None:
     """Write a new route."""
     await tx.execute(ADD, route.route_id, organization_id, route.name)
     await _add_targets(tx, route.route_id, route.targets)
-    await change_log.ROUTES.record(tx, organization_id)
+    await change_log.record(tx, change_log.routes_of(organization_id))
 
 
 async def change(tx: Connection, route: Alias, organization_id: str) -> None:
@@ -98,19 +109,20 @@ async def change(tx: Connection, route: Alias, organization_id: str) -> None:
     await tx.execute(RENAME, route.route_id, route.name)
     await tx.execute("DELETE FROM route_targets WHERE route_id = $1", route.route_id)
     await _add_targets(tx, route.route_id, route.targets)
-    await change_log.ROUTES.record(tx, organization_id)
+    await change_log.record(tx, change_log.routes_of(organization_id))
 
 
 async def remove(tx: Connection, route_id: str, organization_id: str) -> None:
     """End a route; one that has ended keeps the time at which it did."""
     await tx.execute(REMOVE, route_id)
-    await change_log.ROUTES.record(tx, organization_id)
+    await change_log.record(tx, change_log.routes_of(organization_id))
 
 
-async def in_force(db: Database, organization_id: str) -> list[Alias]:
+async def in_force(db: Database, organization_id: str) -> InForce:
     """Return what an organization's aliases stand for."""
     rows = await db.rows(IN_FORCE, organization_id, ROUTES_MAX)
-    return [Alias(row["id"], row["alias"], _targets(row)) for row in rows]
+    aliases = tuple(Alias(row["id"], row["alias"], _targets(row)) for row in rows if row["id"] is not None)
+    return InForce(rows[0]["revision"], aliases)
 
 
 async def page(db: Database, organization_id: str, after: str, limit: int) -> list[StoredRoute]:

@@ -98,8 +98,7 @@ class MessagesStream:
         self._usage: Json = None
 
     def take(self, events: bytes) -> bytes:
-        found = events.split(b"\n\n") if b"\r" not in events else sse.Splitter().feed(events)
-        return b"".join(self._take(event) for event in found if event)
+        return b"".join(self._take(event) for event in sse.events_of(events))
 
     def end(self, kept: Sequence[bytes]) -> list[bytes]:
         last = [translated for event in kept if (translated := self._take(event))]

@@ -125,7 +125,7 @@ class ResponsesStream:
         return self._drain()
 
     def _read(self, events: bytes) -> None:
-        for event in events.split(b"\n\n") if b"\r" not in events else sse.Splitter().feed(events):
+        for event in sse.events_of(events):
             data = event[6:] if event.startswith(b"data: ") and b"\n" not in event else sse.data_of(event)
             if data:
                 self._take(orjson.loads(data))

@@ -5,18 +5,70 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.exposition import generate_latest
 
+from mesh.telemetry.tallies import Counters, Histograms
+
 REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)
 
 RPC_HANDLED = Counter("mandate_rpc_handled_total", "RPCs served.", ["method", "code"], registry=REGISTRY)
 RPC_SECONDS = Histogram("mandate_rpc_seconds", "Time to serve a unary RPC.", ["method"], registry=REGISTRY)
-COMPLETIONS = Counter(
-    "mandate_completions_total", "Completions by outcome.", ["provider", "outcome"], registry=REGISTRY
-)
-COMPLETION_SECONDS = Histogram(
-    "mandate_completion_seconds", "Time from a completion's first byte in to its last out.", registry=REGISTRY
-)
 REFUSALS = Counter("mandate_refusals_total", "Requests that the gateway refused.", ["code"], registry=REGISTRY)
+SHED = Counter("mandate_shed_total", "What was refused because too much is open, by what.", ["what"], registry=REGISTRY)
+REPLAYS = Counter("mandate_replays_total", "Answers that were given again.", ["dialect"], registry=REGISTRY)
+VIOLATIONS = Counter("mandate_violations_total", "Refusals by policy, on record.", ["reason"], registry=REGISTRY)
+CIRCUITS_OPENED = Counter(
+    "mandate_circuits_opened_total", "Times that an upstream was given up for a while.", ["provider"], registry=REGISTRY
+)
+STREAMS_LEFT = Counter(
+    "mandate_streams_left_total", "Streams that nobody read to their end, by theirs.", ["ending"], registry=REGISTRY
+)
+
+# Named by OpenTelemetry's conventions for generative AI, with the units that Prometheus adds.
+OPERATION_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+TOKEN_BOUNDS = tuple(4**power for power in range(14))
+DURATION_BOUNDS = tuple(0.01 * 2**power for power in range(14))
+FIRST_TOKEN_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+OVERHEAD_BOUNDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 4)
+TOKEN_USAGE = Histograms(
+    "gen_ai_client_token_usage",
+    "Tokens that completions were charged for.",
+    (*OPERATION_LABELS, "gen_ai_token_type"),
+    TOKEN_BOUNDS,
+)
+UPSTREAM_SECONDS = Histograms(
+    "gen_ai_client_operation_duration_seconds",
+    "Time that providers took, each attempt on its own.",
+    (*OPERATION_LABELS, "error_type"),
+    DURATION_BOUNDS,
+)
+REQUEST_SECONDS = Histograms(
+    "gen_ai_server_request_duration_seconds",
+    "Time from a completion's first byte in to its last out.",
+    (*OPERATION_LABELS, "error_type"),
+    DURATION_BOUNDS,
+)
+FIRST_TOKEN_SECONDS = Histograms(
+    "gen_ai_server_time_to_first_token_seconds",
+    "Time from a streamed completion's first byte in to its first token.",
+    OPERATION_LABELS,
+    FIRST_TOKEN_BOUNDS,
+)
+OVERHEAD_SECONDS = Histograms(
+    "mandate_overhead_seconds", "Time of a completion that no provider took.", ("dialect",), OVERHEAD_BOUNDS
+)
+COMPLETIONS = Counters("mandate_completions", "Completions by outcome.", ("provider", "model", "dialect", "outcome"))
+TOKENS = Counters("mandate_tokens", "Tokens charged, each in one class.", ("provider", "model", "class"))
+for each in (
+    TOKEN_USAGE,
+    UPSTREAM_SECONDS,
+    REQUEST_SECONDS,
+    FIRST_TOKEN_SECONDS,
+    OVERHEAD_SECONDS,
+    COMPLETIONS,
+    TOKENS,
+):
+    REGISTRY.register(each)
+
 OPERATIONS = Counter(
     "mandate_graphql_operations_total", "GraphQL operations by their answer's status.", ["status"], registry=REGISTRY
 )

@@ -1,10 +1,12 @@
 """The ledger's contract answered by nobody: the same server, certificates and interceptors, and no ledger behind them.
 
-Run as `python -m tests.bench.echo` by `make bench-ledger`, which compares unary calls with it.
+Run as `python -m tests.bench.echo` by `make bench-ledger`, which compares unary calls with it, and by
+`make bench-gateway`, for which a beat on its stream is what a round trip costs.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -20,6 +22,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class Echo(Silent):
     """Grants and settles whatever is asked, and has nothing else to say."""
+
+    async def Charge(
+        self, request_iterator: AsyncIterator[pb.ChargeRequest], context: Context
+    ) -> AsyncIterator[pb.ChargeResponse]:
+        async for request in request_iterator:
+            yield pb.ChargeResponse(beat=request.beat)
 
     async def PlaceHolds(self, request: pb.PlaceHoldsRequest, context: Context) -> pb.PlaceHoldsResponse:
         granted = pb.HoldGranted(output_tokens=1, ceiling_micros=1)

@@ -34,3 +34,9 @@ def test_an_event_without_end_is_refused() -> None:
     splitter.feed(b"x" * sse.EVENT_BYTES_MAX)
     with pytest.raises(sse.OversizedEvent):
         splitter.feed(b"x")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_whole_events_are_cut_whatever_ends_their_lines(end: bytes) -> None:
+    stream = b"".join(event.replace(b"\n", end) + end + end for event in EVENTS)
+    assert [sse.data_of(event) for event in sse.events_of(stream)] == [b"one", b"", b"two\nlines", b"[DONE]"]

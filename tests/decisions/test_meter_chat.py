@@ -102,7 +102,7 @@ def test_figures_from_before_most_of_the_answer_are_none(stream: bytes, *, usage
         (said("a") * 3 + said("x" * 100) + CALL, 28),
         (chunk(choices=[choice(reasoning_content="x" * 9)]), 3),
         (said("x" * 9).replace(b"\n", b"\r\n"), 3),
-        (said("x" * 9).replace(b"\n", b"\r"), 3),
+        ((said("x" * 9) * 2).replace(b"\n", b"\r"), 5),
         (said("x") + b"<html>bad gateway</html>", None),
     ],
 )

@@ -16,6 +16,8 @@ class Span:
     service: str
     name: str
     trace_id: str
+    attributes: dict[str, str | int | bool]
+    sent: str  # all of it, as text
 
 
 @dataclass
@@ -29,10 +31,17 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802  # the contract's name
         self.exported.append(request.SerializeToString())
         for resource in request.resource_spans:
-            attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            service = _values(resource.resource.attributes)["service.name"]
             for scope in resource.scope_spans:
-                self.spans += [Span(attributes["service.name"], span.name, span.trace_id.hex()) for span in scope.spans]
+                self.spans += [
+                    Span(service, span.name, span.trace_id.hex(), _values(span.attributes), str(span))
+                    for span in scope.spans
+                ]
         return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def _values(pairs: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
 
 
 @asynccontextmanager

@@ -157,6 +157,7 @@ class FakeUpstream:
             "completion_tokens": answer.completion_tokens if billed else 0,
             "key_end": (request.headers.get("authorization") or request.headers.get("x-api-key", ""))[-6:],
             "body": answer.body,
+            "traceparent": request.headers.get("traceparent", ""),
         }
         opened = os.open(self.bill, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:

@@ -120,7 +120,8 @@ async def test_facts_wait_for_a_ledger_that_is_away(house: House, ledger: Runnin
         async with looping(audit.delivery(database, "vault", nobody)):
             await note(database, organization, "one")
             await asyncio.sleep(0.2)
-            assert await database.value("SELECT count(*) FROM audit_outbox") == 1
+            mine = "SELECT count(*) FROM audit_outbox WHERE position($1::bytea IN payload) > 0"
+            assert await database.value(mine, organization.encode()) == 1
         async with looping(audit.delivery(database, "vault", channel)):
             assert [entry["subject"] for entry in await chain(ledger, organization, 1)] == ["one"]
 

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from gateway_svc.aliases import NO_ALIAS, Aliases
-from gateway_svc.pushed import FRESH_MS, Pushed
+from gateway_svc.pushed import FRESH_MS, READS_MAX, Changes, Pushed
 from gateway_svc.routing import Alias, Limits, Target
+from gateway_svc.rules import Rules
 from gateway_svc.store import change_log, routes
 from mesh import db, ids
 from mesh.clock import monotonic_ms
@@ -46,8 +47,9 @@ async def running(loop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def following(database: Database) -> AsyncGenerator[Aliases]:
-    aliases = Aliases(database)
-    async with running(aliases.run):
+    changes = Changes(database)
+    aliases = Aliases(database, changes)
+    async with running(changes.run):
         await until(lambda: aliases.fresh)
         yield aliases
 
@@ -79,7 +81,7 @@ async def add(database: Database, organization_id: str, name: str) -> Alias:
 async def touch(database: Database, *subjects: str) -> None:
     async with database.transaction() as tx:
         for subject in subjects:
-            await change_log.ROUTES.record(tx, subject)
+            await change_log.record(tx, subject)
 
 
 async def test_every_replica_sees_an_alias_come_change_and_go_within_a_second(database: Database) -> None:
@@ -132,10 +134,10 @@ async def test_without_the_database_what_is_known_counts_for_700_ms_and_then_not
         unplugged_at_ms = monotonic_ms()
         await asyncio.sleep(0.1)
         assert await aliases.of(organization_id) is known
-        await until(lambda: not aliases.fresh)
-        assert monotonic_ms() - unplugged_at_ms <= FRESH_MS + 250
         with pytest.raises(Unavailable):
-            await aliases.of(organization_id)
+            await sees(aliases, organization_id, {"what": Alias("is", "never", TARGETS)})
+        assert monotonic_ms() - unplugged_at_ms <= FRESH_MS + 250
+        assert not aliases.fresh
         line.plug()
         await until(lambda: aliases.fresh)
         assert await aliases.of(organization_id) is known
@@ -155,12 +157,13 @@ async def test_what_changed_while_the_database_was_away_is_seen_with_the_first_a
         assert await aliases.of(organization_id) == {"fast": alias}
 
 
-async def test_while_the_changes_are_not_heard_every_request_reads_for_itself(database: Database) -> None:
+async def test_while_the_changes_are_not_heard_a_reading_counts_for_700_ms_and_no_longer(database: Database) -> None:
     organization_id = ids.new(ids.Kind.ORGANIZATION)
-    aliases = Aliases(database)  # and nobody runs its loop
+    aliases = Aliases(database, Changes(database))  # and nobody runs its loop
     assert await aliases.of(organization_id) is NO_ALIAS
     alias = await add(database, organization_id, "fast")
-    assert await aliases.of(organization_id) == {"fast": alias}
+    await sees(aliases, organization_id, {"fast": alias})
+    assert not aliases.fresh
 
 
 class Readings:
@@ -169,20 +172,19 @@ class Readings:
     def __init__(self) -> None:
         self.begun: list[tuple[str, asyncio.Future[int]]] = []
 
-    async def read(self, key: str) -> int:
+    async def read(self, key: str) -> tuple[int, int]:
         future = asyncio.get_running_loop().create_future()
         self.begun.append((key, future))
-        return await future
+        return 2**62, await future
 
     async def next(self, count: int) -> asyncio.Future[int]:
         await until(lambda: len(self.begun) >= count)
         return self.begun[count - 1][1]
 
 
-def pushed(database: Database, readings: Readings, entries_max: int = 100) -> Pushed[str, int]:
+def pushed(changes: Changes, readings: Readings, entries_max: int = 100) -> Pushed[str, int]:
     return Pushed(
-        database,
-        change_log.ROUTES,
+        changes,
         readings.read,
         lambda key: key.split(),
         entries_max=entries_max,
@@ -190,12 +192,12 @@ def pushed(database: Database, readings: Readings, entries_max: int = 100) -> Pu
     )
 
 
-async def test_a_read_during_which_its_subject_changed_is_not_kept_nor_shared_with_later_callers(
+async def test_a_read_during_which_its_subject_changed_counts_for_nobody(
     database: Database,
 ) -> None:
-    readings = Readings()
-    values = pushed(database, readings)
-    async with running(values.run):
+    readings, changes = Readings(), Changes(database)
+    values = pushed(changes, readings)
+    async with running(changes.run):
         await until(lambda: values.fresh)
         early = asyncio.ensure_future(values.of("a"))
         before = await readings.next(1)
@@ -205,14 +207,44 @@ async def test_a_read_during_which_its_subject_changed_is_not_kept_nor_shared_wi
         (await readings.next(2)).set_result(2)
         assert await late == 2
         before.set_result(1)
-        assert await early == 1
+        assert await early == 2
         assert await values.of("a") == 2
         assert len(readings.begun) == 2
 
 
+async def test_a_server_that_lacks_what_was_heard_of_tells_nothing(database: Database) -> None:
+    reads = 0
+
+    async def read(_: str) -> tuple[int, int]:
+        nonlocal reads
+        reads += 1
+        return changes.revision - 1, 1
+
+    await touch(database, "x")
+    changes = Changes(database)
+    values = Pushed(changes, read, lambda key: key.split(), entries_max=10, reads_at_once_max=3)
+    async with running(changes.run):
+        await until(lambda: values.fresh)
+        with pytest.raises(Unavailable):
+            await values.of("a")
+    assert (reads, values.size) == (READS_MAX, 0)
+
+
+async def test_one_loop_serves_all_that_is_kept_and_disturbs_nothing_else(database: Database) -> None:
+    changes, organization_id = Changes(database), ids.new(ids.Kind.ORGANIZATION)
+    aliases, rules = Aliases(database, changes), Rules(database, changes)
+    async with running(changes.run):
+        await until(lambda: changes.fresh)
+        await rules.of((organization_id,))
+        assert await aliases.of(organization_id) is NO_ALIAS
+        alias = await add(database, organization_id, "fast")
+        await sees(aliases, organization_id, {"fast": alias})
+        assert (rules.size, aliases.size) == (1, 1)
+
+
 async def test_so_many_values_are_read_at_once_and_no_more(database: Database) -> None:
     readings = Readings()
-    values = pushed(database, readings)
+    values = pushed(Changes(database), readings)
     asking = [asyncio.ensure_future(values.of(key)) for key in "abcde"]
     await asyncio.sleep(0.05)
     assert len(readings.begun) == 3
@@ -222,15 +254,15 @@ async def test_so_many_values_are_read_at_once_and_no_more(database: Database) -
 
 
 async def test_a_read_that_takes_too_long_is_unavailable(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway_svc.pushed.READ_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("gateway_svc.pushed.READ_MS_MAX", 50)
     with pytest.raises(Unavailable):
-        await pushed(database, Readings()).of("a")
+        await pushed(Changes(database), Readings()).of("a")
 
 
 async def test_a_read_that_fails_leaves_nothing_behind(database: Database) -> None:
-    readings = Readings()
-    values = pushed(database, readings)
-    async with running(values.run):
+    readings, changes = Readings(), Changes(database)
+    values = pushed(changes, readings)
+    async with running(changes.run):
         await until(lambda: values.fresh)
         asking = asyncio.ensure_future(values.of("a"))
         (await readings.next(1)).set_exception(Unavailable("DATABASE_UNAVAILABLE", "away"))
@@ -241,8 +273,8 @@ async def test_a_read_that_fails_leaves_nothing_behind(database: Database) -> No
 
 
 async def test_an_entry_goes_with_any_subject_of_its_key_and_no_more_are_kept_than_may_be(database: Database) -> None:
-    readings = Readings()
-    values = pushed(database, readings, entries_max=2)
+    readings, changes = Readings(), Changes(database)
+    values = pushed(changes, readings, entries_max=2)
 
     async def reads(key: str) -> bool:
         """Say whether asking for a key reads it."""
@@ -256,7 +288,7 @@ async def test_an_entry_goes_with_any_subject_of_its_key_and_no_more_are_kept_th
         await asking
         return True
 
-    async with running(values.run):
+    async with running(changes.run):
         await until(lambda: values.fresh)
         assert [await reads(key) for key in ("a b", "b c", "a b", "b c")] == [True, True, False, False]
         await touch(database, "c")
@@ -278,9 +310,9 @@ async def test_who_cannot_be_told_all_that_changed_forgets_everything(database: 
         if behind == "far":
             await touch(database, *(f"other-{number}" for number in range(change_log.READ_MAX)))
         elif behind == "pruned":
-            await database.execute("DELETE FROM route_changes")
+            await database.execute("DELETE FROM changes")
         else:  # as after a failover
-            aliases._server_since = datetime(2026, 1, 1, tzinfo=UTC)  # pyright: ignore[reportPrivateUsage]
+            aliases._changes._server_since = datetime(2026, 1, 1, tzinfo=UTC)  # pyright: ignore[reportPrivateUsage]
         await until(lambda: aliases.size == 0)
         assert await aliases.of(organization_id) == known
         alias = await add(database, organization_id, "fast")
@@ -289,21 +321,21 @@ async def test_who_cannot_be_told_all_that_changed_forgets_everything(database: 
 
 async def test_nobody_gets_a_revision_while_an_earlier_one_cannot_be_seen(database: Database) -> None:
     async with database.transaction() as tx:
-        await change_log.ROUTES.record(tx, "first")
+        await change_log.record(tx, "first")
         following = asyncio.ensure_future(touch(database, "second"))
         await asyncio.sleep(0.2)
         assert not following.done()
-        before = (await change_log.ROUTES.since(database, 0)).latest
+        before = (await change_log.since(database, 0)).latest
     await following
-    news = await change_log.ROUTES.since(database, before)
-    assert (news.subjects, news.whole) == (["first", "second"], True)
+    news = await change_log.since(database, before)
+    assert (news.subjects, news.follow(before)) == (["first", "second"], True)
 
 
 async def test_of_changes_the_newest_10_000_are_kept(database: Database) -> None:
     await touch(database, "x")
-    await database.execute("INSERT INTO route_changes (subject_id) SELECT 'y' FROM generate_series(1, 10_050)")
+    await database.execute("INSERT INTO changes (subject) SELECT 'y' FROM generate_series(1, 10_050)")
     await touch(database, "z")
-    assert await database.value("SELECT count(*) FROM route_changes") == change_log.CHANGES_KEPT
+    assert await database.value("SELECT count(*) FROM changes") == change_log.KEPT_MAX
 
 
 class Storm:
