@@ -127,7 +127,7 @@ def retry_after(text: str) -> str:
 
 def is_an_error(body: bytes) -> bool:
     """Return whether a body is an error as providers tell them, and not a word of something in between."""
-    return _error_of(body.decode(errors="replace")) is not None
+    return _error_of(body, None) is not None
 
 
 def seconds_of(retry_after: str) -> int:
