@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
+import orjson
+
 from mesh.secret import Secret
 
 KEY_SHAPE = re.compile(
@@ -40,9 +42,10 @@ def scrub_accounts(text: str) -> str:
 
 
 def writings(secret: str) -> Iterator[str]:
-    """Give the ways to write a secret that are found in errors: plain, for URLs, in hexadecimal, in base64."""
+    """Give the ways to write a secret that are found in errors: plain, in JSON, for URLs, in hexadecimal, in base64."""
     data = secret.encode(errors="replace")
-    yield secret
+    escaped = orjson.dumps(data.decode()).decode()[1:-1]
+    yield from (secret, escaped, escaped.replace("/", "\\/"))
     yield from (quote(secret, safe=""), quote(secret), quote_plus(secret), data.hex(), data.hex().upper())
     for before in range(BASE64_GROUP):
         whole = base64.b64encode(b"\0" * before + data).decode()
