@@ -25,8 +25,8 @@ demo: .venv/.protos ## Do the main story once and print what happened
 	@exec $(BIN)/mandate demo $(ARGS)
 
 test: .venv/.protos ## Run every test that needs no outside service
-	$(BIN)/pytest -q -m chaos
-	$(BIN)/pytest -n $(WORKERS) -m "not chaos and not chaos_long"
+	$(BIN)/pytest -q -m chaos --ignore tests/outside
+	$(BIN)/pytest -n $(WORKERS) -m "not chaos and not chaos_long" --ignore tests/outside
 
 chaos: .venv/.protos ## Kill, storm and check laws for much longer than `make test` does; about 40 minutes
 	$(BIN)/pytest -q -m chaos_long
@@ -41,7 +41,7 @@ check: .venv/.protos ## Check style, types, imports, contracts and the rules of 
 	$(BIN)/buf breaking --against protos/baseline.binpb
 	$(BIN)/pytest -q tests/test_house.py tests/contracts
 
-outside: .venv/.protos ## Check against outside parties' own tools, fetched from PyPI
+outside: .venv/.protos ## Check against outside parties' own tools, fetched from PyPI and npm (needs node)
 	$(BIN)/pytest -q tests/outside
 
 bench-memory: .venv/.protos ## Measure an idle mesh: memory of each process, cold and warm start

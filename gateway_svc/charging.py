@@ -22,6 +22,7 @@ from mesh.errors import Code, MeshError, Unavailable
 from mesh.telemetry import logs
 
 BEAT_MS = 500
+GATHER_MS = 1.0  # between two messages: a message costs as much as ten items, and the ledger gathers for longer
 LEASE_MS = 3_000
 SILENCE_MS_MAX = 1_500  # without an echo for so long, another replica is tried
 HOLD_SECONDS_MAX = 5
@@ -166,11 +167,14 @@ class Ledger:
     async def _write(self, stream: Stream) -> None:
         opened_ms = monotonic_ms()
         next_beat_ms = opened_ms
+        sent_ms = float("-inf")
         while True:
             now_ms = monotonic_ms()
             if now_ms - max(opened_ms, self._lease_until_ms - LEASE_MS) > SILENCE_MS_MAX:
                 log.warn("ledger.silent")
                 return
+            if (early_ms := sent_ms + GATHER_MS - now_ms) > 0 and self._inflight.waiting:
+                await asyncio.sleep(early_ms / 1000)
             message = self._inflight.next_message(with_holds=self.leased)
             if now_ms >= next_beat_ms:
                 next_beat_ms = now_ms + BEAT_MS
@@ -180,6 +184,7 @@ class Ledger:
             if message is None:
                 await self._inflight.wait((next_beat_ms - now_ms) / 1000)
                 continue
+            sent_ms = monotonic_ms()
             await unless_cancelled_there(stream.write(message))
 
     def _count_beat(self, now_ms: float) -> int:

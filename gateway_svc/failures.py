@@ -12,16 +12,21 @@ from dataclasses import dataclass
 import orjson
 
 from gateway_svc.dialects.reading import Json, JsonObject
+from gateway_svc.scrubbing import ACCOUNT_SHAPE, scrub, scrub_accounts
 from mesh.errors import Code, MeshError, Unavailable
 from mesh.secret import Secret
 
 AUTH_STATUSES = (401, 403)
 WORTH_A_RETRY = frozenset({408, 409, 425, 429, *range(500, 600)})  # of a provider's statuses, as SDKs see it
 FIRST_CLIENT_ERROR, BAD_GATEWAY = 400, 502
-KEY_SHAPE = re.compile(r"\b(sk|rk|pk|xai|gsk)-[\w*.-]{4,}")
 RETRY_AFTER = re.compile(r"[0-9]{1,6}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")  # RFC 9110, 10.2.3
-MESSAGE_CHARACTERS_MAX = 2_000
-NEVER_RETRIED = 402
+MESSAGE_CHARACTERS_MAX, MEMBER_CHARACTERS_MAX = 2_000, 200
+READ_CHARACTERS_MAX = 32 * MESSAGE_CHARACTERS_MAX
+PAYMENT_REQUIRED, NO_QUOTA = 402, 503
+ACCOUNT_STATUSES = (403, 429)
+STREAMING = 200
+QUOTA_WORDS = re.compile(r"insufficient_quota|\bbilling_\w|credit balance|current quota", re.IGNORECASE)
+NEVER_RETRIED = (402, 403)  # a retry gets the same answer
 CUT_CODE = "upstream_cut"
 
 STATUSES: dict[Code, tuple[int, str]] = {
@@ -76,7 +81,7 @@ def failure(error: MeshError) -> Failure:
     if error.retry_after_ms is not None:
         headers["retry-after-ms"] = str(error.retry_after_ms)
         headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
-    if status == NEVER_RETRIED or error.reason in NOT_RETRIED:
+    if status in NEVER_RETRIED or error.reason in NOT_RETRIED:
         headers["x-should-retry"] = "false"
     return Failure(status, members(error), headers)
 
@@ -102,22 +107,25 @@ def cut() -> MeshError:
     return Unavailable("UPSTREAM_CUT", "the provider's answer broke off; what was used has been charged")
 
 
-def told(status: int, body: bytes, secret: Secret | None) -> tuple[int, JsonObject]:
+def told(status: int, body: bytes, secret: Secret | None, *, own: bool) -> tuple[int, JsonObject]:
     """Return a provider's error as our client is told it: its own status, without secrets, in OpenAI's members.
 
-    A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`.
+    A provider that refuses our key is our fault, not the caller's: 502 `upstream_auth_failed`. What a provider says of
+    the platform's account is nobody else's business: 503 `upstream_quota`; of the organization's `own` it is told.
     """
     if status < FIRST_CLIENT_ERROR:
         return BAD_GATEWAY, _upstream_error(f"the provider answered {status}", "upstream_error")
+    text = body.decode(errors="replace")
+    error = _error_of(text, secret) or _upstream_error(
+        _said(text, secret) or f"the provider answered {status}", "upstream_error"
+    )
+    if not own and _is_of_account(status, error):
+        return NO_QUOTA, _no_quota()
     if status in AUTH_STATUSES:
         return BAD_GATEWAY, _upstream_error(
             "the provider refuses the key that it was asked with", "upstream_auth_failed"
         )
-    text = scrub(body.decode(errors="replace"), secret)
-    error = _error_of(text)
-    if error is not None:
-        return status, error
-    return status, _upstream_error(text[:MESSAGE_CHARACTERS_MAX] or f"the provider answered {status}", "upstream_error")
+    return status, error if own else _without_accounts(error)
 
 
 def retry_after(text: str) -> str:
@@ -127,7 +135,7 @@ def retry_after(text: str) -> str:
 
 def is_an_error(body: bytes) -> bool:
     """Return whether a body is an error as providers tell them, and not a word of something in between."""
-    return _error_of(body.decode(errors="replace")) is not None
+    return _error_of(body.decode(errors="replace"), None) is not None
 
 
 def seconds_of(retry_after: str) -> int:
@@ -135,25 +143,41 @@ def seconds_of(retry_after: str) -> int:
     return int(retry_after) if retry_after.isdecimal() and RETRY_AFTER.fullmatch(retry_after) else 0
 
 
-def stream_failure(data: bytes, secret: Secret | None) -> JsonObject:
-    """Return what ends a stream that broke off: the provider's own error, else ours."""
-    error = _error_of(scrub(data.decode(errors="replace"), secret)) if data else None
-    return error or members(cut())
-
-
-def scrub(text: str, secret: Secret | None) -> str:
-    """Take every secret out of a provider's text."""
-    if secret is not None and secret.reveal():
-        text = text.replace(secret.reveal(), "[redacted]")
-    return KEY_SHAPE.sub("[redacted]", text)
+def stream_failure(data: bytes, secret: Secret | None, *, own: bool = False) -> JsonObject:
+    """Return what ends a stream that broke off: the provider's own error as `told` tells it, else ours."""
+    error = _error_of(data.decode(errors="replace"), secret) if data else None
+    if error is None:
+        return members(cut())
+    if own:
+        return error
+    return _no_quota() if _is_of_account(STREAMING, error) else _without_accounts(error)
 
 
 def _upstream_error(message: str, code: str) -> JsonObject:
     return {"message": message, "type": "upstream_error", "param": None, "code": code}
 
 
-def _error_of(text: str) -> JsonObject | None:
-    """Read a provider's error: the four members that clients expect, and texts only."""
+def _no_quota() -> JsonObject:
+    return _upstream_error("the provider takes no more from this platform now", "upstream_quota")
+
+
+def _is_of_account(status: int, error: JsonObject) -> bool:
+    """Return whether a refusal is about the account that asked, and not about what was asked."""
+    said = " ".join(str(member) for member in error.values() if member)
+    if status == PAYMENT_REQUIRED or QUOTA_WORDS.search(said):
+        return True
+    return status in ACCOUNT_STATUSES and ACCOUNT_SHAPE.search(said) is not None
+
+
+def _without_accounts(error: JsonObject) -> JsonObject:
+    return {name: scrub_accounts(text) if isinstance(text, str) else text for name, text in error.items()}
+
+
+def _error_of(text: str, secret: Secret | None) -> JsonObject | None:
+    """Read a provider's error: the four members that clients expect, texts only, and none of them with a secret.
+
+    It is read first and scrubbed then: JSON has many ways to write a text.
+    """
     try:
         document: Json = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -169,8 +193,17 @@ def _error_of(text: str) -> JsonObject | None:
         return None
     kind, param, code = (error.get(name) for name in ("type", "param", "code"))
     return {
-        "message": error["message"],
-        "type": kind if isinstance(kind, str) else "upstream_error",
-        "param": param if isinstance(param, str) else None,
-        "code": str(code) if isinstance(code, str | int) else None,
+        "message": _said(str(error["message"]), secret),
+        "type": _member(kind, secret) if isinstance(kind, str) else "upstream_error",
+        "param": _member(param, secret) if isinstance(param, str) else None,
+        "code": _member(str(code), secret) if isinstance(code, str | int) else None,
     }
+
+
+def _member(text: str, secret: Secret | None) -> str:
+    return _said(text, secret)[:MEMBER_CHARACTERS_MAX]
+
+
+def _said(text: str, secret: Secret | None) -> str:
+    """Return as much of a text as is told, scrubbed in a multiple of that, so that no key is cut at the end of it."""
+    return scrub(text[:READ_CHARACTERS_MAX], secret)[:MESSAGE_CHARACTERS_MAX]

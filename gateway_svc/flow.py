@@ -178,7 +178,9 @@ class Completions:
             headers["x-should-retry"] = "false"
         if after := failures.retry_after(refusal.retry_after):
             headers["retry-after"] = after
-        status, error = failures.told(refusal.status, refusal.body, passage.choice.secret)
+        lent = passage.choice.credential
+        own = lent is not None and lent.own
+        status, error = failures.told(refusal.status, refusal.body, passage.choice.secret, own=own)
         ask = passage.admitted.ask
         body = TELLINGS[ask.dialect].error_body(status, error, ask.request_id)
         return Reply(status, body, headers, charged_micros=settled.charged_micros)

@@ -45,6 +45,11 @@ class Inflight:
         return len(self._unanswered) >= UNANSWERED_MAX
 
     @property
+    def waiting(self) -> bool:
+        """Return whether something waits to be sent."""
+        return bool(self._unsent or self._waiting_holds)
+
+    @property
     def unsettled(self) -> list[Item]:
         """Return the settles and voids that have no answer."""
         return [item for item in self._unanswered.values() if not isinstance(item.question, charges_pb2.PlaceHold)]

@@ -27,6 +27,7 @@ from mesh.telemetry import logs
 
 BATCH_MAX = 128
 WAITING_MAX = 10_000
+CORRECTION_SECONDS = 0.02  # after which corrections are sent that no take has carried along
 WAIT_MS_MAX = 1_500  # a take that was not sent for so long is not sent at all
 
 log = logs.get(__name__)
@@ -51,6 +52,7 @@ class Rates:
         self._idle = asyncio.Event()
         self._idle.set()
         self._running = False
+        self._later = False  # whether corrections that nobody waits for are about to be sent
         self._connection: AbstractConnection | None = None
 
     async def run(self) -> None:
@@ -115,6 +117,7 @@ class Rates:
 
     async def drain(self, seconds: float) -> None:
         """Wait until all that was asked and corrected is with Valkey."""
+        self._woken.set()
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -137,6 +140,14 @@ class Rates:
             return
         self._waiting.append(item)
         self._idle.clear()
+        if item.answer is not None:
+            self._woken.set()
+        elif not self._later:
+            self._later = True
+            asyncio.get_running_loop().call_later(CORRECTION_SECONDS, self._wake)
+
+    def _wake(self) -> None:
+        self._later = False
         self._woken.set()
 
     def _give_back(self, operation: Operation, outcome: Outcome) -> None:

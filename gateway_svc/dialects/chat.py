@@ -41,6 +41,7 @@ MESSAGES_MAX = 10_000
 MESSAGE_TOKENS = 16  # what a provider's template adds to each message, with room
 REQUEST_TOKENS = 64
 COMPLETION_TOKENS_ONLY = re.compile(r"^(o[1-9]|gpt-[5-9])")  # models that refuse `max_tokens`
+LIMITS = ("max_tokens", "max_completion_tokens")
 TEXT_PARTS = ("text", "refusal")
 UNPRICED_PARTS = ("input_audio", "audio", "input_video", "video_url")  # their tokens cost more than those of text
 TOOL_KINDS = ("function", "custom")
@@ -105,10 +106,10 @@ def read(document: JsonObject) -> Request:
     _check_messages(document.get("messages"))
     refuse(document, FIELDS)
     member(document, "prompt_cache_options")
-    refuse_long_caches(document, "prompt_cache_options", "prompt_cache_options")
+    refuse_long_caches(document)
     if document.get("modalities") not in (None, ["text"]):
         raise unpriced("modalities", "only text has a price")
-    limits = [whole(document, name) for name in ("max_tokens", "max_completion_tokens")]
+    limits = [whole(document, name) for name in LIMITS]
     return Request(
         dialect=Dialect.CHAT,
         document=document,
@@ -154,10 +155,10 @@ def size(document: JsonObject) -> Size:
 
 def limited(request: Request, model: str, output_tokens: int) -> JsonObject:
     """Return the request as it goes to a provider: with our limit in it, and with usage asked for."""
-    document = {name: value for name, value in request.document.items() if name != "max_tokens"}
+    document = {name: value for name, value in request.document.items() if name not in LIMITS}
     document["model"] = model
-    uses_completion = "max_completion_tokens" in document or COMPLETION_TOKENS_ONLY.match(model) is not None
-    document["max_completion_tokens" if uses_completion else "max_tokens"] = output_tokens
+    # By the model and not as the client wrote it: a server that does not know the one would ignore it.
+    document["max_completion_tokens" if COMPLETION_TOKENS_ONLY.match(model) else "max_tokens"] = output_tokens
     if request.stream:
         document["stream_options"] = {**member(request.document, "stream_options"), "include_usage": True}
     return document
@@ -173,6 +174,7 @@ def _check_messages(value: Json) -> None:
             raise invalid(f"messages[{index}].role", "must be a text")
         if message.get("audio") is not None:
             raise unpriced(f"messages[{index}].audio", "no price covers sound or film")
+        refuse_long_caches(message, f"messages[{index}].")
         _check_content(message.get("content"), f"messages[{index}].content")
 
 
@@ -187,12 +189,13 @@ def _check_content(content: Json, field: str) -> None:
         file = part.get("file")
         if isinstance(file, dict) and file.get("file_id") is not None:
             raise kept_by_provider(f"{field}[{place}].file.file_id")
-        refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}[{place}].prompt_cache_breakpoint")
+        refuse_long_caches(part, f"{field}[{place}].")
 
 
 def _address_bytes(image: Json) -> int:
     """Return how much of a request an image's address is: the image has a bound of its own, and all else counts."""
-    return bytes_of(image.get("url") if isinstance(image, dict) else image)
+    address = image.get("url") if isinstance(image, dict) else image
+    return bytes_of(address) if isinstance(address, str) else 0
 
 
 def _tools(document: JsonObject) -> tuple[str, ...]:
@@ -202,6 +205,7 @@ def _tools(document: JsonObject) -> tuple[str, ...]:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if not isinstance(tool, dict) or not isinstance(kind, str) or kind not in TOOL_KINDS:
             raise unpriced(f"tools[{index}]", "only functions of the caller have a price")
+        refuse_long_caches(tool, f"tools[{index}].")
         named = tool.get(kind)
         names.append(text(named, "name", f"tools[{index}].{kind}.name") if isinstance(named, dict) else "")
     return tuple(names)

@@ -12,7 +12,9 @@ from mesh.errors import InvalidArgument
 
 TOOL_TOKENS = 32  # what a template adds to each of a list, with room
 FOREIGN_TOKENS = 1_024  # Anthropic adds a prompt of its own, up to 700 tokens, for tools and for formats
-PRICED_CACHE = (None, "30m")  # longer-lived cache writes cost more than the list says
+# How many minutes the caches live that the price lists mean, by each vendor's mark of what to cache: longer ones cost
+# more. Compatible servers take the marks of one vendor in the dialect of another.
+CACHE_MINUTES: Mapping[str, int] = {"cache_control": 5, "prompt_cache_options": 30, "prompt_cache_breakpoint": 30}
 PRICED_TIERS = (None, "auto", "default", "flex", "standard_only")  # others cost more than the list says
 
 
@@ -29,14 +31,23 @@ class FieldClass(Enum):
 NEUTRAL, BYTES, COUNTED, UNPRICED, UNSERVED = FieldClass
 Fields = Mapping[str, FieldClass]
 
-# What compatible servers know beside OpenAI: other models than the one that is allowed, limits that are not ours, tools
-# and searches with fees, and addresses and keys of the caller's choice.
+# What compatible servers know beside OpenAI (references of vLLM, OpenRouter, Groq, Together, Fireworks, Mistral, LiteLLM).
 FOREIGN: Fields = dict.fromkeys(
     (
-        *("models", "fallbacks", "route", "provider", "api_base", "base_url", "api_key", "extra_body"),
-        *("best_of", "use_beam_search", "num_choices", "candidate_count", "max_new_tokens"),
-        *("max_tokens_to_sample", "n_predict", "num_predict", "thinking_budget"),
-        *("plugins", "search_parameters", "enable_search", "web_search", "web_search_options"),
+        # other models than the one that is allowed, alone or beside it, or the same one several times over
+        *("models", "model_list", "fallbacks", "context_window_fallback_dict", "route", "preset", "compound_custom"),
+        *("safety_model", "speculation", "draft_model", "lora_request", "num_retries", "max_retries"),
+        # addresses, keys and further requests of the caller's choice
+        *("provider", "custom_llm_provider", "api_base", "base_url", "api_key", "extra_body", "extra_headers"),
+        *("kv_transfer_params", "ec_transfer_params", "vllm_xargs"),
+        # more output than one answer of our limit
+        *("best_of", "use_beam_search", "num_beams", "beam_width", "num_choices", "candidate_count", "samples"),
+        *("num_return_sequences", "num_outputs", "num_samples", "num_generations", "ignore_eos"),
+        # limits that are not ours
+        *("max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "n_predict", "num_predict"),
+        *("thinking_budget", "min_tokens"),
+        # tools and searches with fees
+        *("plugins", "search_parameters", "search_settings", "enable_search", "web_search", "web_search_options"),
     ),
     UNPRICED,
 )
@@ -61,11 +72,12 @@ def unpriced(field: str, why: str = "no price covers it") -> InvalidArgument:
     return InvalidArgument("UNPRICED_FIELD", f"{field}: {why}", field=field)
 
 
-def refuse_long_caches(owner: JsonObject, name: str, field: str) -> None:
-    """Raise for OpenAI's marks of what to cache where they ask for a lifetime that no price covers."""
-    marks = owner.get(name)
-    if isinstance(marks, dict) and marks.get("ttl") not in PRICED_CACHE:
-        raise unpriced(f"{field}.ttl")
+def refuse_long_caches(owner: JsonObject, prefix: str = "") -> None:
+    """Raise for marks of what to cache that ask for a lifetime which no price covers."""
+    for name, minutes in CACHE_MINUTES.items():
+        marks = owner.get(name)
+        if isinstance(marks, dict) and marks.get("ttl") not in (None, f"{minutes}m"):
+            raise unpriced(f"{prefix}{name}.ttl", f"only caches of {minutes} minutes have a price")
 
 
 def kept_by_provider(field: str) -> InvalidArgument:

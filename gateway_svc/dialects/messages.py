@@ -20,6 +20,7 @@ from gateway_svc.dialects.fields import (
     bounded,
     bytes_of,
     refuse,
+    refuse_long_caches,
     tokens_of,
     unpriced,
 )
@@ -48,10 +49,10 @@ CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
 TOOLSETS = ("computer_toolset_",)  # many tools at once, whose descriptions nobody states the size of
 ROLES = ("user", "assistant", "system")
 FILE_BLOCKS = ("container_upload",)
+IMAGE_SOURCE = frozenset({"type", "media_type", "data", "url", "file_id"})
 BOUNDED_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 OUTPUT_CONFIG = frozenset({"effort", "format"})
 
-PRICED_LIFETIMES = (None, "5m", "1h")  # the price list has that of the dearest
 FIELDS: Fields = {
     "model": COUNTED,
     "messages": COUNTED,
@@ -84,6 +85,9 @@ FIELDS: Fields = {
     "workspace_id": UNSERVED,
     "betas": UNSERVED,  # a header's content, which the gateway writes itself
     **FOREIGN,
+    "n": UNPRICED,
+    "max_completion_tokens": UNPRICED,
+    "max_output_tokens": UNPRICED,
 }
 
 
@@ -116,7 +120,7 @@ def read(document: JsonObject) -> Request:
     max_tokens = whole(document, "max_tokens")
     for block in blocks_of(document):
         _check_block(block)
-    _check_cache(document, "")
+    refuse_long_caches(document)
     return Request(
         dialect=Dialect.MESSAGES,
         document=document,
@@ -152,7 +156,7 @@ def size(document: JsonObject) -> Size:
     for block in blocks_of(document):
         if block.kind == "image":
             images += 1
-            image_bytes += bytes_of(block.members)
+            image_bytes += _picture_bytes(block.members.get("source"))
         elif block.kind not in BOUNDED_BLOCKS:
             is_bounded = False
         elif block.kind == "text" and isinstance(said := block.members.get("text"), str):
@@ -196,19 +200,24 @@ def _blocks(content: Json, field: str) -> Iterator[Block]:
             yield from _blocks(source.get("content"), f"{place}.source.content")
 
 
+def _picture_bytes(source: Json) -> int:
+    """Return how much of a request a picture itself is: it has a bound of its own, and all else counts."""
+    match source:
+        case {"type": "base64", "data": str(picture)} | {"type": "url", "url": str(picture)}:
+            return bytes_of(picture)
+        case _:
+            return 0
+
+
 def _check_block(block: Block) -> None:
     """Refuse what stands on the vendor's disks under a name that anybody may guess, and what nobody priced."""
     source = block.members.get("source")
+    if block.kind == "image" and isinstance(source, dict) and (others := source.keys() - IMAGE_SOURCE):
+        raise unpriced(f"{block.field}.source.{min(others)}", "an image's source holds no more than the image")
     if block.kind in FILE_BLOCKS or (isinstance(source, dict) and source.get("type") == "file"):
         field = f"{block.field}.source" if isinstance(source, dict) else block.field
         raise InvalidArgument("UNSUPPORTED_FIELD", f"{field}: the gateway does not serve files by id", field=field)
-    _check_cache(block.members, f"{block.field}.")
-
-
-def _check_cache(owner: JsonObject, prefix: str) -> None:
-    control = owner.get("cache_control")
-    if isinstance(control, dict) and control.get("ttl") not in PRICED_LIFETIMES:
-        raise unpriced(f"{prefix}cache_control.ttl", "only caches of 5 minutes and of an hour have a price")
+    refuse_long_caches(block.members, f"{block.field}.")
 
 
 def _thinking_budget(document: JsonObject, max_tokens: int | None) -> int:
@@ -233,6 +242,6 @@ def _tools(document: JsonObject) -> tuple[str, ...]:
         kind = text(tool, "type", f"{field}.type")
         if kind not in ("", "custom") and not kind.startswith(CLIENT_TOOLS):
             raise unpriced(field, "only tools that the caller runs have a price")
-        _check_cache(tool, f"{field}.")
+        refuse_long_caches(tool, f"{field}.")
         names.append(text(tool, "name", f"{field}.name") or kind.partition("_")[0])
     return tuple(names)

@@ -111,7 +111,7 @@ def read(document: JsonObject) -> Request:
     if flag(document, "store"):
         raise InvalidArgument("UNSUPPORTED_FIELD", "store: the gateway keeps no responses", field="store")
     member(document, "prompt_cache_options")
-    refuse_long_caches(document, "prompt_cache_options", "prompt_cache_options")
+    refuse_long_caches(document)
     if member(document, "prompt_cache_options").get("comparison_response_id") is not None:
         raise kept_by_provider("prompt_cache_options.comparison_response_id")
     if member(document, "reasoning").get("mode") not in PRICED_MODES:
@@ -173,7 +173,8 @@ def size(document: JsonObject) -> Size:
                 text_bytes += len(part.encode(errors="replace"))
             elif isinstance(part, dict) and kind == IMAGE_PART:
                 images += 1
-                image_bytes += bytes_of(part.get("image_url"))
+                address = part.get("image_url")
+                image_bytes += bytes_of(address) if isinstance(address, str) else 0
             elif not isinstance(part, dict) or kind not in TEXT_PARTS:
                 is_bounded = False
             elif isinstance(said := part.get("text"), str):
@@ -204,7 +205,7 @@ def _check_part(part: Json, field: str) -> None:
         raise unpriced(field, "no price covers sound or film")
     if part.get("file_id") is not None:
         raise kept_by_provider(f"{field}.file_id")
-    refuse_long_caches(part, "prompt_cache_breakpoint", f"{field}.prompt_cache_breakpoint")
+    refuse_long_caches(part, f"{field}.")
 
 
 def _tools(owner: JsonObject, field: str) -> tuple[str, ...]:

@@ -25,8 +25,16 @@ CLIENT_CLOSED_REQUEST = 499
 MESSAGES = TELLINGS[Dialect.MESSAGES]
 REQUEST_ID = web.RequestKey("request_id", str)
 CREDENTIALS = ("authorization", "x-api-key")
+MESSAGES_PATH, MODELS_PATH = "/v1/messages", "/v1/models"
+VERSION_HEADER = "anthropic-version"
 
 log = logs.get(__name__)
+
+
+def is_anthropics(request: web.BaseRequest) -> bool:
+    """Return whether Anthropic's clients ask: at its own paths, or by its header at those that both vendors have."""
+    path = request.path.removeprefix("/gateway")
+    return path.startswith(MESSAGES_PATH) or (path.startswith(MODELS_PATH) and VERSION_HEADER in request.headers)
 
 
 def identified(instance: str) -> Middleware:
@@ -61,7 +69,7 @@ class Voice:
     @classmethod
     def of(cls, request: web.BaseRequest) -> Voice:
         """Return the voice of a route; a request that no route has seen gets an id of its own."""
-        telling = MESSAGES if request.path.removeprefix("/gateway").startswith("/v1/messages") else OPENAI
+        telling = MESSAGES if is_anthropics(request) else OPENAI
         return cls(telling, request[REQUEST_ID] if REQUEST_ID in request else ids.new(ids.Kind.REQUEST))
 
     @classmethod

@@ -9,6 +9,7 @@ from gateway_svc.bounds import Model
 from gateway_svc.dialects.reading import JsonObject
 from gateway_svc.http.answers import json_response
 from gateway_svc.http.completions import key_of
+from gateway_svc.http.errors import is_anthropics
 from mesh.errors import NotFound
 
 CREATED = 1_750_000_000  # price lists know no day of birth; clients demand a number
@@ -23,7 +24,7 @@ class Models:
 
     async def list(self, request: web.Request) -> web.Response:
         named = await self._admission.models(key_of(request))
-        if _is_anthropics(request):
+        if is_anthropics(request):
             shown = [_message_model(name, model) for name, model in named]
             ends: JsonObject = {"first_id": None, "last_id": None}
             if named:
@@ -35,12 +36,8 @@ class Models:
         wanted = request.match_info["model"]
         for name, model in await self._admission.models(key_of(request)):
             if name == wanted:
-                return json_response((_message_model if _is_anthropics(request) else _shown)(name, model))
+                return json_response((_message_model if is_anthropics(request) else _shown)(name, model))
         raise NotFound("MODEL_NOT_FOUND", f"there is no model {wanted[:200]!r}", field="model")
-
-
-def _is_anthropics(request: web.Request) -> bool:
-    return "anthropic-version" in request.headers
 
 
 def _shown(name: str, model: Model) -> JsonObject:

@@ -160,8 +160,8 @@ def test_tools_count_with_their_bytes() -> None:
     [
         ({}, GPT, "max_tokens"),
         ({"max_tokens": 99}, GPT, "max_tokens"),
-        ({"max_completion_tokens": 99}, GPT, "max_completion_tokens"),
-        ({"max_tokens": 99, "max_completion_tokens": 98}, GPT, "max_completion_tokens"),
+        ({"max_completion_tokens": 99}, GPT, "max_tokens"),
+        ({"max_tokens": 99, "max_completion_tokens": 98}, GPT, "max_tokens"),
         ({"max_tokens": 99}, REASONING, "max_completion_tokens"),
     ],
 )

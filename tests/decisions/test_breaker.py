@@ -7,6 +7,7 @@ from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, 
 
 from gateway_svc.breaker import (
     OPEN_MS_MAX,
+    PROBE_MS_MAX,
     PROBE_RETRY_MS,
     Admitted,
     CircuitKey,
@@ -209,7 +210,8 @@ class Breaking(RuleBasedStateMachine):
         self.circuits = Circuits()
         self.now_ms = START_MS
         self.shut_until_ms: float | None = None
-        self.probe: Admitted | None = None
+        self.probes: list[Admitted] = []  # since it was opened; the last one may be given up
+        self.next_probe_ms = 0.0
 
     @rule(ms=st.sampled_from([1, 400, 1_000, 5_000, 20_000, 60_000]))
     def wait(self, ms: int) -> None:
@@ -220,13 +222,13 @@ class Breaking(RuleBasedStateMachine):
         admitted: list[Admitted] = []
         for _ in range(times):
             outcome = self.circuits.admit(KEY, self.now_ms)
-            may = self.shut_until_ms is None or (self.probe is None and self.now_ms >= self.shut_until_ms)
-            assert isinstance(outcome, Admitted if may else Open), "a probe is alone, and one is always let in"
+            may = self.shut_until_ms is None or self.now_ms >= max(self.shut_until_ms, self.next_probe_ms)
+            assert isinstance(outcome, Admitted if may else Open), "one probe in 10 s, and one is always let in"
             if isinstance(outcome, Open):
                 assert 0 < outcome.retry_after_ms <= OPEN_MS_MAX
                 continue
             if self.shut_until_ms is not None:
-                self.probe = outcome
+                self.probed(outcome)
             admitted.append(outcome)
         return multiple(*admitted)
 
@@ -243,15 +245,19 @@ class Breaking(RuleBasedStateMachine):
             case _:
                 pass
         self.circuits.abandoned(call)
-        is_probe = call == self.probe
-        if is_probe:
-            self.probe = None
-            if verdict == "succeeded":
-                self.shut_until_ms = None
+        is_probe = call in self.probes
+        if is_probe and verdict == "succeeded":
+            self.shut_until_ms, self.probes = None, []
+        elif self.probes and call == self.probes[-1]:
+            self.next_probe_ms = 0.0
         if told is not None:
             assert self.shut_until_ms is None or is_probe, "calls from before have no say"
             assert told.retry_after_ms <= OPEN_MS_MAX
-            self.shut_until_ms = self.now_ms + told.retry_after_ms
+            self.shut_until_ms, self.probes, self.next_probe_ms = self.now_ms + told.retry_after_ms, [], 0.0
+
+    def probed(self, outcome: Admitted) -> None:
+        self.probes.append(outcome)
+        self.next_probe_ms = self.now_ms + PROBE_MS_MAX
 
     @rule(failures=st.just(5))
     def fail_in_a_row(self, failures: int) -> None:
@@ -261,7 +267,7 @@ class Breaking(RuleBasedStateMachine):
             if isinstance(outcome, Open):
                 return
             if self.shut_until_ms is not None:
-                self.probe = outcome
+                self.probed(outcome)
             self.end(outcome, "failed")
 
 

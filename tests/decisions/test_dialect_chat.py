@@ -6,7 +6,7 @@ import orjson
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from gateway_svc.dialects.chat import FIELDS, parse, size
+from gateway_svc.dialects.chat import FIELDS, limited, parse, size
 from gateway_svc.dialects.fields import UNPRICED
 from mesh.errors import InvalidArgument
 
@@ -40,6 +40,17 @@ def test_every_field_of_the_reference_has_a_class() -> None:
             "UNSUPPORTED_FIELD",
             "messages[0].content[0].file.file_id",
         ),
+        (
+            said({"type": "text", "text": "a", "cache_control": {"type": "ephemeral", "ttl": "1h"}}),
+            "UNPRICED_FIELD",
+            "messages[0].content[0].cache_control.ttl",
+        ),
+        ({"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "UNPRICED_FIELD", "cache_control.ttl"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}, "cache_control": {"ttl": "1h"}}]},
+            "UNPRICED_FIELD",
+            "tools[0].cache_control.ttl",
+        ),
         ({"prompt_cache_options": 3}, "INVALID_FIELD", "prompt_cache_options"),
     ],
 )
@@ -64,3 +75,29 @@ def test_only_the_address_of_an_image_is_not_counted_as_text() -> None:
 
 def test_no_foreign_field_is_taken_for_free() -> None:
     assert FIELDS["models"] is UNPRICED
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"max_tokens": 7},
+        {"max_completion_tokens": 7},
+        {"max_tokens": 7, "max_completion_tokens": 9},
+        {"max_tokens": None, "max_completion_tokens": None},
+    ],
+)
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ("llama-3.3-70b", "max_tokens"),
+        ("gpt-4.1", "max_tokens"),
+        ("gpt-6-sol", "max_completion_tokens"),
+        ("o3", "max_completion_tokens"),
+    ],
+)
+def test_the_model_decides_which_limit_is_written_whatever_the_client_wrote(
+    given: dict[str, Any], model: str, field: str
+) -> None:
+    document = limited(parse(body(**given)), model, 5)
+    assert {name: value for name, value in document.items() if "max" in name} == {field: 5}

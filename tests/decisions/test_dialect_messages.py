@@ -11,7 +11,7 @@ from mesh.errors import InvalidArgument
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk=" * 1_000}}
 FUNCTION = {"name": "f", "input_schema": {"type": "object"}}
-DAY = {"type": "ephemeral", "ttl": "1d"}
+DAY, HOUR = {"type": "ephemeral", "ttl": "1d"}, {"type": "ephemeral", "ttl": "1h"}
 
 
 def body(**fields: Any) -> bytes:
@@ -100,6 +100,8 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
             "messages[0].content[0].content[0].cache_control.ttl",
         ),
         ({"cache_control": DAY}, "cache_control.ttl"),
+        ({"cache_control": HOUR}, "cache_control.ttl"),
+        ({"tools": [{**FUNCTION, "cache_control": HOUR}]}, "tools[0].cache_control.ttl"),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"service_tier": "priority"}, "service_tier"),
@@ -107,6 +109,10 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
         ({"inference_geo": "us"}, "inference_geo"),
         ({"context_management": {}}, "context_management"),
         ({"fallbacks": [{"model": "dearer"}]}, "fallbacks"),
+        (
+            said({"type": "image", "source": {"type": "base64", "data": "A", "content": [IMAGE]}}),
+            "messages[0].content[0].source.content",
+        ),
     ],
 )
 def test_what_no_price_covers_is_refused(fields: dict[str, Any], field: str) -> None:

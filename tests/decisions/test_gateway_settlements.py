@@ -170,7 +170,7 @@ SECRET = Secret("very-secret-text")
     ],
 )
 def test_a_providers_error_is_told_in_our_shape_without_secrets(body: bytes) -> None:
-    status, told = failures.told(500, body, SECRET)
+    status, told = failures.told(500, body, SECRET, own=True)
     assert status == 500
     assert "very-secret-text" not in str(told)
     assert "sk-proj" not in str(told)

@@ -60,6 +60,17 @@ def test_a_long_prompt_of_a_shipped_model_costs_what_its_vendor_states() -> None
     assert (sol.tier(272_000).rates.output, sol.tier(272_001).rates.output) == (10_000_000, 15_000_000)
 
 
+def test_anthropics_caches_cost_what_those_of_5_minutes_do() -> None:
+    rates = [
+        rates
+        for price in parse(SHIPPED, 100)
+        if price.provider == "anthropic"
+        for rates in (price.rates, *(tier.rates for tier in price.tiers))
+    ]
+    assert len(rates) > 1
+    assert [rate.cache_write * 4 for rate in rates] == [rate.input * 5 for rate in rates]
+
+
 def test_a_price_keeps_its_id_until_something_that_it_says_is_edited() -> None:
     first = listed(entry())[0]
     assert first == listed(entry())[0]

@@ -26,8 +26,10 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     address: str = ""
     spans: list[Span] = field(default_factory=list)
+    exported: list[bytes] = field(default_factory=list)  # all that came, as it came
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802  # the contract's name
+        self.exported.append(request.SerializeToString())
         for resource in request.resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
             for scope in resource.scope_spans:

@@ -2,24 +2,30 @@
 
 It counts as it likes (a prompt is its words, an answer its words) and writes down what each call costs before it
 answers. It misbehaves on orders, given after a colon in the request's `user`, in the model's name or in `--orders`:
-`fake:status=429;latency_ms=500`, `die=3` (after so many events), `usage=missing`, `words=40`, `cached=2`,
-`pause_ms=20`, `clean-eof` (no [DONE] and no finish), `unstreamed` (a stream is answered as a whole), `zeros-first` (a
-stream begins with figures of zero), `nested` (an error that is 400 deep), `leak` (the key in `retry-after`). An error
-echoes the key that it was sent.
+`fake:status=429;latency_ms=500`, `die=3` (after so many events), `fail=3` (an error after so many events),
+`usage=missing`, `words=40`, `cached=2`, `pause_ms=20`, `clean-eof` (no [DONE] and no finish), `unstreamed` (a stream is
+answered as a whole), `zeros-first` (a stream begins with figures of zero), `nested` (an error that is 400 deep), `leak`
+(the key in `retry-after`). An error echoes the key that it was sent; with `echo=base64`, `hex`, `url` or `slashes` in
+another form.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from aiohttp import web
 
-WORDS = 8
+from tests.fakes.upstream_answers import Answer, Embeddings, Message, Response
+
+Error: TypeAlias = "Callable[[str], dict[str, Any]]"
 
 
 class FakeUpstream:
@@ -33,6 +39,9 @@ class FakeUpstream:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_post("/v1/messages", self.messages)
+        app.router.add_post("/v1/messages/count_tokens", self.count)
+        app.router.add_post("/v1/responses", self.respond)
+        app.router.add_post("/v1/embeddings", self.embed)
         app.router.add_get("/health", self.health)
         return app
 
@@ -62,17 +71,61 @@ class FakeUpstream:
         status = int(orders.get("status", "200"))
         self._write_down(request, answer, billed=status < 400)
         if status >= 400:
-            error = {"type": "overloaded_error", "message": f"refused {request.headers.get('x-api-key')}"}
-            return web.json_response({"type": "error", "error": error}, status=status)
+            return _refusal(request, orders, status, of=_anthropics_error)
         if not body.get("stream"):
+            if "die" in orders:
+                _cut(request)
             return web.json_response(answer.whole_message())
+        return await self._named_stream(request, answer, answer.message_events(), _anthropics_error)
+
+    async def count(self, request: web.Request) -> web.Response:
+        """Count as an answer's usage does, at no cost."""
+        body = await request.json()
+        return web.json_response({"input_tokens": Message(body, {}).prompt_tokens})
+
+    async def respond(self, request: web.Request) -> web.StreamResponse:
+        """Answer as OpenAI's Responses do; orders come in `user`."""
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
+        answer = Response(body, orders)
+        status = int(orders.get("status", "200"))
+        self._write_down(request, answer, billed=status < 300)
+        if status >= 300:
+            return _refusal(request, orders, status)
+        if not body.get("stream"):
+            if "die" in orders:
+                _cut(request)
+            return web.json_response(answer.whole_response())
+        return await self._named_stream(request, answer, answer.response_events(), _responses_error)
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """Answer as OpenAI's embeddings do: the same vector to each input, in either format."""
+        body = await request.json()
+        orders = orders_of(self.orders, body["model"], str(body.get("user", "")))
+        answer = Embeddings(body, orders)
+        status = int(orders.get("status", "200"))
+        self._write_down(request, answer, billed=status < 300)
+        if status >= 300:
+            return _refusal(request, orders, status)
+        if "die" in orders:
+            _cut(request)
+        return web.json_response(answer.vectors())
+
+    async def _named_stream(
+        self, request: web.Request, answer: Answer, events: Iterable[dict[str, Any]], error: Error
+    ) -> web.StreamResponse:
+        """Write events with names, which end in none of [DONE]."""
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for number, event in enumerate(answer.message_events()):
-            if str(number) == orders.get("die"):
+        for number, event in enumerate(events):
+            if str(number) == answer.orders.get("die"):
                 _cut(request)
                 return response
-            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            failed = str(number) == answer.orders.get("fail")
+            told = error(_echo(request, answer.orders)) if failed else event
+            await response.write(f"event: {told['type']}\ndata: {_text_of(told, answer.orders)}\n\n".encode())
+            if failed:
+                break
         await response.write_eof()
         return response
 
@@ -83,6 +136,11 @@ class FakeUpstream:
         for number, event in enumerate(answer.events()):
             if str(number) == answer.orders.get("die"):
                 _cut(request)
+                return response
+            if str(number) == answer.orders.get("fail"):
+                failure = _text_of(_openais_error(_echo(request, answer.orders)), answer.orders)
+                await response.write(f"data: {failure}\n\n".encode())
+                await response.write_eof()
                 return response
             await response.write(f"data: {event}\n\n".encode())
             await asyncio.sleep(pause_seconds)
@@ -108,107 +166,6 @@ class FakeUpstream:
             os.close(opened)
 
 
-class Answer:
-    """What the provider says to one request."""
-
-    def __init__(self, body: dict[str, Any], orders: dict[str, str]) -> None:
-        self.body = body
-        self.orders = orders
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
-        self.words = [f"word{number}" for number in range(min(int(orders.get("words", WORDS)), limit))]
-        self.prompt_tokens = sum(words_in(message.get("content")) for message in body["messages"])
-        self.completion_tokens = len(self.words) * int(body.get("n") or 1)
-
-    def usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": int(self.orders.get("cached", "0"))},
-        }
-
-    def head(self, kind: str) -> dict[str, Any]:
-        return {"id": "chatcmpl-fake", "object": kind, "created": 1_750_000_000, "model": self.body["model"]}
-
-    def whole(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": " ".join(self.words)}
-        if "tools" in self.body:
-            function = {"name": self.body["tools"][0]["function"]["name"], "arguments": "{}"}
-            calls = [{"id": "call_1", "type": "function", "function": function}]
-            message = {"role": "assistant", "content": None, "tool_calls": calls}
-        count = int(self.body.get("n") or 1)
-        choices = [{"index": index, "message": message, "finish_reason": "stop"} for index in range(count)]
-        answer = {**self.head("chat.completion"), "choices": choices}
-        return answer if self.orders.get("usage") == "missing" else {**answer, "usage": self.usage()}
-
-    def events(self) -> list[str]:
-        head = self.head("chat.completion.chunk")
-        choices: list[dict[str, Any]] = [{"index": 0, "delta": {"role": "assistant", "content": ""}}]
-        choices += [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None} for word in self.words]
-        if "clean-eof" not in self.orders:
-            choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}]
-        events = [json.dumps({**head, "choices": [choice], "usage": None}) for choice in choices]
-        if "zeros-first" in self.orders:
-            zeros = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            events[0] = json.dumps({**head, "choices": [choices[0]], "usage": zeros})
-        wanted = (self.body.get("stream_options") or {}).get("include_usage")
-        if wanted and self.orders.get("usage") != "missing":
-            events.append(json.dumps({**head, "choices": [], "usage": self.usage()}))
-        return events
-
-
-class Message(Answer):
-    """The same answer in Anthropic's dialect."""
-
-    def message_usage(self) -> dict[str, Any]:
-        cached = int(self.orders.get("cached", "0"))
-        return {
-            "input_tokens": self.prompt_tokens - cached,
-            "cache_read_input_tokens": cached,
-            "cache_creation_input_tokens": 0,
-            "output_tokens": self.completion_tokens,
-        }
-
-    def whole_message(self) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "text", "text": " ".join(self.words)}]
-        if "tools" in self.body:
-            name = self.body["tools"][0]["name"]
-            content = [{"type": "tool_use", "id": "toolu_1", "name": name, "input": {"city": "Bern"}}]
-        return {
-            "id": "msg_fake",
-            "type": "message",
-            "role": "assistant",
-            "model": self.body["model"],
-            "content": content,
-            "stop_reason": "tool_use" if "tools" in self.body else "end_turn",
-            "usage": self.message_usage(),
-        }
-
-    def message_events(self) -> list[dict[str, Any]]:
-        whole = self.whole_message()
-        start = {**whole, "content": [], "stop_reason": None, "usage": {**self.message_usage(), "output_tokens": 1}}
-        events: list[dict[str, Any]] = [{"type": "message_start", "message": start}, {"type": "ping"}]
-        if "tools" in self.body:
-            block = {**whole["content"][0], "input": {}}
-            parts = [{"type": "input_json_delta", "partial_json": part} for part in ('{"city"', ': "Bern"}')]
-        else:
-            block = {"type": "text", "text": ""}
-            parts = [{"type": "text_delta", "text": f"{word} "} for word in self.words]
-        events.append({"type": "content_block_start", "index": 0, "content_block": block})
-        events += [{"type": "content_block_delta", "index": 0, "delta": part} for part in parts]
-        events.append({"type": "content_block_stop", "index": 0})
-        usage = {"output_tokens": self.completion_tokens}
-        events.append({"type": "message_delta", "delta": {"stop_reason": whole["stop_reason"]}, "usage": usage})
-        return [*events, {"type": "message_stop"}]
-
-
-def words_in(content: Any) -> int:
-    """Count the words of a message's content, a text or a list of parts."""
-    if isinstance(content, str):
-        return len(content.split())
-    return sum(len(str(part.get("text", "")).split()) for part in content or [])
-
-
 def orders_of(*texts: str) -> dict[str, str]:
     """Read `name:order=value;order` texts."""
     orders: dict[str, str] = {}
@@ -219,14 +176,45 @@ def orders_of(*texts: str) -> dict[str, str]:
     return orders
 
 
-def _refusal(request: web.Request, orders: dict[str, str], status: int) -> web.Response:
-    key = request.headers.get("authorization", "")
-    error: dict[str, Any] = {"message": f"refused {key}", "type": "fake", "param": None, "code": "as_ordered"}
+def _echo(request: web.Request, orders: dict[str, str]) -> str:
+    """Return an error's text, with the key that came."""
+    key = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+    forms: dict[str, Callable[[], str]] = {
+        "base64": lambda: base64.b64encode(f"Bearer {key}".encode()).decode(),
+        "hex": lambda: key.encode().hex(),
+        "url": lambda: quote(key, safe=""),
+    }
+    return f"refused {forms.get(orders.get('echo', ''), lambda: key)()}"
+
+
+def _text_of(document: dict[str, Any], orders: dict[str, str]) -> str:
+    """Return JSON, with its slashes escaped as PHP does where that is ordered."""
+    text = json.dumps(document)
+    return text.replace("/", "\\/") if orders.get("echo") == "slashes" else text
+
+
+def _openais_error(text: str) -> dict[str, Any]:
+    return {"error": {"message": text, "type": "fake", "param": None, "code": "as_ordered"}}
+
+
+def _anthropics_error(text: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": "overloaded_error", "message": text}}
+
+
+def _responses_error(text: str) -> dict[str, Any]:
+    return {"type": "error", "code": "as_ordered", "message": text, "param": None, "sequence_number": 9}
+
+
+def _refusal(request: web.Request, orders: dict[str, str], status: int, of: Error = _openais_error) -> web.Response:
+    said = _echo(request, orders)
+    document = of(said)
+    text = _text_of(document, orders)
     if "nested" in orders:
-        text = json.dumps({"error": error})[:-2] + ', "more": ' + "[" * 400 + "]" * 400 + "}}"
-        return web.Response(text=text, status=status, content_type="application/json")
-    after = key if "leak" in orders else "7"
-    return web.json_response({"error": error}, status=status, headers={"retry-after": after})
+        text = json.dumps({"error": document["error"]})[:-2] + ', "more": ' + "[" * 400 + "]" * 400 + "}}"
+    headers = {"retry-after": said if "leak" in orders else "7"}
+    if status in (301, 302, 307, 308):
+        headers["location"] = f"/elsewhere?key={said}"
+    return web.Response(text=text, status=status, content_type="application/json", headers=headers)
 
 
 def _cut(request: web.Request) -> None:

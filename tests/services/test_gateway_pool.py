@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -279,11 +281,11 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Found]]:
     """Stand in for the DNS: what each name is found to be, asked one after the other."""
     answers: dict[str, Callable[[], Found]] = {}
 
-    async def getaddrinfo(_loop: Any, host: str, *_: Any, **__: Any) -> Found:
-        await asyncio.sleep(0.01)
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> Found:
+        time.sleep(0.01)
         return answers[host]()
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return answers
 
 
@@ -362,12 +364,52 @@ async def test_what_is_known_of_names_and_what_is_being_looked_up_stay_bounded(
     monkeypatch.setattr(names, "KNOWN_MAX", 3)
     monkeypatch.setattr(names, "LOOKUPS_MAX", 4)
     for number in range(5):
-        lookups[f"{number}.example"] = lambda: found("10.0.0.1")
+        lookups[f"{number}.test"] = lambda: found("10.0.0.1")
     known = Addresses(public_only=False)
-    asking = [asyncio.create_task(known.of(f"{number}.example")) for number in range(4)]
+    asking = [asyncio.create_task(known.of(f"{number}.test")) for number in range(4)]
     await asyncio.sleep(0)
     with pytest.raises(OSError, match="too many"):
-        await known.of("4.example")
+        await known.of("4.test")
     await asyncio.gather(*asking)
     assert known.count == 3
+    await known.close()
+
+
+async def test_names_that_never_answer_stop_no_others(lookups: dict[str, Callable[[], Found]]) -> None:
+    hurry = threading.Event()
+    stuck = [f"{number}.stuck.example" for number in range(names.LOOKUPS_AT_ONCE * 2)]
+    for name in stuck:
+        lookups[name] = lambda: found("93.184.215.14") if hurry.wait(20) else found()
+    lookups["a.quick.test"] = lambda: found("93.184.215.15")
+    known = Addresses(public_only=True)
+    asking = [asyncio.create_task(known.of(name)) for name in stuck]
+    try:
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(2):
+            assert [address.host for address in await known.of("a.quick.test")] == ["93.184.215.15"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await known.of(stuck[0])
+    finally:
+        hurry.set()
+    await asyncio.gather(*asking)
+    await known.close()
+
+
+async def test_one_domains_names_leave_room_for_others_to_be_looked_up(lookups: dict[str, Callable[[], Found]]) -> None:
+    hurry = threading.Event()
+    known = Addresses(public_only=True)
+    asking: list[asyncio.Task[tuple[Address, ...]]] = []
+    for number in range(names.LOOKUPS_MAX):
+        lookups[f"{number}.stuck.example"] = lambda: found("93.184.215.14") if hurry.wait(20) else found()
+        asking.append(asyncio.create_task(known.of(f"{number}.stuck.example")))
+    lookups["a.quick.test"] = lambda: found("93.184.215.15")
+    try:
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(2):
+            assert await known.of("a.quick.test")
+    finally:
+        hurry.set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert sum(isinstance(outcome, OSError) for outcome in outcomes) == names.LOOKUPS_MAX * 3 // 4
     await known.close()

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
 
 from gateway_svc.providers.http1.request import InvalidRequest, Origin
+from gateway_svc.shares import Shares
 
-TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))  # NAT64, RFC 6052, 8215
+TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # NAT64 to the open internet, RFC 6052
+ALLOCATED = ipaddress.IPv6Network("2000::/3")  # all that is given out for the open internet, RFC 4291
+# Of what is allocated and what Python 3.11 calls global: IANA's registries of special purposes, and old tunnels.
+SPECIAL_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+SPECIAL_V4 = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24")))
 KNOWN_SECONDS = 10.0
 KNOWN_MAX = 1024
 LOOKUPS_MAX = 256
-LOOKUPS_AT_ONCE = 2  # the loop has four threads or so for them: slow names of tenants must leave some to the operator
+LOOKUPS_AT_ONCE = 16  # a thread each, of the pool's own: slow names of tenants take none of the operator's
+LOOKUPS_OF_DOMAIN = 4  # at once: names that never answer share a server, and those of others do not wait for it
+DOMAIN_SHARE = Fraction(1, 4)
+DOMAIN_LABELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +48,11 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = _inner(parsed) or parsed
-    return parsed.is_global and not parsed.is_multicast
+        inner = _inner(parsed)
+        if inner is None:
+            return parsed in ALLOCATED and parsed.is_global and not any(parsed in network for network in SPECIAL_V6)
+        parsed = inner
+    return parsed.is_global and not parsed.is_multicast and not any(parsed in network for network in SPECIAL_V4)
 
 
 def refuse_private_literal(origin: Origin) -> None:
@@ -49,6 +63,12 @@ def refuse_private_literal(origin: Origin) -> None:
         raise InvalidRequest("only public https addresses may be asked")
 
 
+@dataclass(slots=True)
+class _Domain:
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS_OF_DOMAIN))
+    users: int = 0
+
+
 class Addresses:
     """The names of one pool. With `public_only` a name that has any private address has none."""
 
@@ -56,7 +76,10 @@ class Addresses:
         self._public_only = public_only
         self._known: dict[str, _Known] = {}
         self._lookups: dict[str, asyncio.Task[tuple[Address, ...]]] = {}
+        self._shares = Shares(LOOKUPS_MAX, DOMAIN_SHARE)
+        self._domains: dict[str, _Domain] = {}
         self._turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._threads = ThreadPoolExecutor(LOOKUPS_AT_ONCE, "addresses")  # it makes them when they are needed
 
     @property
     def count(self) -> int:
@@ -64,13 +87,16 @@ class Addresses:
         return len(self._known)
 
     async def of(self, host: str) -> tuple[Address, ...]:
-        """Return a host's addresses, at most 10 s old; OSError when there are none that may be asked."""
+        """Return a host's addresses, at most 10 s old; OSError when there are none that may be asked.
+
+        A look-up cannot be ended. Whoever waits sets a time limit; the one thread of the name is free when it returns.
+        """
         known = self._known.get(host)
         if known is not None and asyncio.get_running_loop().time() < known.until:
             return known.addresses
         lookup = self._lookups.get(host)
         if lookup is None:
-            if len(self._lookups) >= LOOKUPS_MAX:
+            if not self._shares.take(_domain(host), 1):
                 raise OSError("too many names are being looked up")
             lookup = self._lookups[host] = asyncio.create_task(self._look_up(host))
             lookup.add_done_callback(lambda done: self._looked_up(host, done))
@@ -82,11 +108,19 @@ class Addresses:
         for lookup in lookups:
             lookup.cancel()
         await asyncio.gather(*lookups, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _look_up(self, host: str) -> tuple[Address, ...]:
-        async with self._turns:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        ask = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        domain = self._domains.setdefault(_domain(host), _Domain())
+        domain.users += 1
+        try:
+            async with domain.turns, self._turns:
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        finally:
+            domain.users -= 1
+            if not domain.users:
+                del self._domains[_domain(host)]
         addresses = tuple(dict.fromkeys(Address(family, str(place[0])) for family, _, _, _, place in found))
         if not addresses or (self._public_only and not all(is_public(address.host) for address in addresses)):
             raise OSError("this name has no public address")
@@ -94,6 +128,7 @@ class Addresses:
 
     def _looked_up(self, host: str, lookup: asyncio.Task[tuple[Address, ...]]) -> None:
         del self._lookups[host]
+        self._shares.give_back(_domain(host), 1)
         if lookup.cancelled() or lookup.exception() is not None:
             return
         if len(self._known) >= KNOWN_MAX:
@@ -103,6 +138,8 @@ class Addresses:
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if any(address in network for network in TRANSLATED):
-        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF) if address in TRANSLATED else address.ipv4_mapped
+
+
+def _domain(host: str) -> str:
+    return ".".join(host.rstrip(".").rsplit(".", DOMAIN_LABELS)[-DOMAIN_LABELS:])
