@@ -12,7 +12,7 @@ from gateway_svc.bounds import Bound, Model, bound
 from gateway_svc.choices import Choice, Choices
 from gateway_svc.dialects import Dialect, Request
 from gateway_svc.dialects.registry import parse
-from gateway_svc.limits import RateExceeded, Taken
+from gateway_svc.limits import RateExceeded, Taken, TokensAboveRate
 from gateway_svc.policies import Policy
 from gateway_svc.rates import Rates
 from gateway_svc.repeats import Wish
@@ -127,7 +127,7 @@ class Admission:
     async def _recorded(self, ask: Ask, agent: Agent) -> AsyncGenerator[None]:
         try:
             yield
-        except (PermissionDenied, RateExceeded) as refused:
+        except (PermissionDenied, RateExceeded, TokensAboveRate) as refused:
             await self.violated(ask, agent, refused)
             raise
 
