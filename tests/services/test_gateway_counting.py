@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gateway_svc.admission import COUNTS_PER_MINUTE_AGENT as PER_MINUTE
+from gateway_svc.admission import COUNTS_PER_MINUTE_ORGANIZATION
+from gateway_svc.policies import Rate
 from mandate.vault.v1 import credentials_pb2
 from mesh.caller import acting
 from mesh.client import call
@@ -48,6 +50,16 @@ async def test_an_agent_without_money_counts_with_the_platforms_key_so_often_and
     assert (refused.status, refused.headers["anthropic-ratelimit-requests-limit"]) == (429, str(PER_MINUTE))
     answer = await gateway.ask(await poor.another_agent(), ASK, PATH)
     assert answer.status == 200, answer.body
+
+
+async def test_many_agents_together_count_no_more_than_their_organization_may(gateway: RunningGateway) -> None:
+    tenant = await gateway.mesh.tenant(0)
+    organization_id = tenant.family.organization_id
+    whole = [Rate(f"counting:{organization_id}", COUNTS_PER_MINUTE_ORGANIZATION, None)]
+    takes = (gateway.built.parts.rates.take(organization_id, whole, 0) for _ in range(COUNTS_PER_MINUTE_ORGANIZATION))
+    await asyncio.gather(*takes)
+    asking = (gateway.ask(tenant, ASK, PATH) for _ in range(PER_MINUTE - 1))  # as many as the agent itself may
+    assert 429 in {answer.status for answer in await asyncio.gather(*asking)}
 
 
 async def test_with_a_key_of_its_own_or_none_needed_an_organization_counts_as_its_policies_let_it(
