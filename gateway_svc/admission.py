@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from gateway_svc.access_tokens import SCOPE, TOKEN_CHARACTERS_MAX, is_shaped
 from gateway_svc.bounds import Bound, Model, bound
 from gateway_svc.choices import Choice, Choices
+from gateway_svc.credentials import Credential
 from gateway_svc.dialects import Dialect, Request
 from gateway_svc.dialects.registry import parse
-from gateway_svc.limits import RateExceeded, Taken
-from gateway_svc.policies import Policy
+from gateway_svc.limits import RateExceeded, Taken, TokensAboveRate
+from gateway_svc.policies import Policy, Rate
 from gateway_svc.rates import Rates
 from gateway_svc.repeats import Wish
 from gateway_svc.rules import Rules
@@ -24,6 +25,8 @@ from mesh.secret import Secret
 
 KEY_PREFIX = "cpk_"
 KEY_CHARACTERS_MAX = 256
+# Counting is free and nothing is held for it; what it uses up is the platform's own rate at the provider.
+COUNTS_PER_MINUTE_AGENT, COUNTS_PER_MINUTE_ORGANIZATION = 60, 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,16 @@ class Admission:
         return Admitted(ask, agent, policy, request, choices, bounded, taken)
 
     async def chosen(self, ask: Ask) -> Choice:
-        """Return where a request that asks for no completion goes; it counts as one without tokens."""
+        """Return where a request that asks for no completion goes; it counts as one without tokens.
+
+        With the platform's key it may go so often a minute and no more, whatever policies say.
+        """
         agent = await self.agent(ask.key)
         policy = await self._rules.over(agent.path)
         async with self._recorded(ask, agent):
             _, choices = await self._choose(ask, agent, policy)
-            await self._rates.take(agent.organization_id, policy.rates, 0)
+            rates = (*policy.rates, *_counting(agent, choices[0].credential))
+            await self._rates.take(agent.organization_id, rates, 0)
         return choices[0]
 
     async def violated(self, ask: Ask, agent: Agent, refused: MeshError) -> None:
@@ -127,7 +134,7 @@ class Admission:
     async def _recorded(self, ask: Ask, agent: Agent) -> AsyncGenerator[None]:
         try:
             yield
-        except (PermissionDenied, RateExceeded) as refused:
+        except (PermissionDenied, RateExceeded, TokensAboveRate) as refused:
             await self.violated(ask, agent, refused)
             raise
 
@@ -148,6 +155,16 @@ def _read(ask: Ask, policy: Policy) -> Request:
             text = f"a policy does not allow the tool {name[:100]!r}"
             raise PermissionDenied("TOOL_NOT_ALLOWED", text, field="tools")
     return request
+
+
+def _counting(agent: Agent, credential: Credential | None) -> tuple[Rate, ...]:
+    """Return what limits counting beside policies: whose key it is decides, as no wallet is asked."""
+    if credential is None or credential.own:
+        return ()
+    return (
+        Rate(f"counting:{agent.id}", COUNTS_PER_MINUTE_AGENT, None),
+        Rate(f"counting:{agent.organization_id}", COUNTS_PER_MINUTE_ORGANIZATION, None),
+    )
 
 
 def _digest(key: Secret | None) -> bytes:

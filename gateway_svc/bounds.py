@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway_svc.dialects import Request, Size
+from gateway_svc.dialects import Dialect, Request, Size
 from gateway_svc.policies import Policy
 from mesh.errors import InvalidArgument, invalid
 
@@ -25,16 +25,27 @@ MOCK_BYTES_PER_TOKEN = 4
 IMAGE_TOKENS = {OPENAI: 16_384, ANTHROPIC: 10_000}
 TILED = re.compile(r"^gpt-4o-mini")
 TILED_IMAGE_TOKENS = 48_169  # 2,833 and 8 tiles of 5,667
+PROMPT_FIELDS = {
+    Dialect.CHAT: "messages",
+    Dialect.MESSAGES: "messages",
+    Dialect.RESPONSES: "input",
+    Dialect.EMBEDDINGS: "input",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a bound needs to know of a model."""
+    """What a bound needs to know of a model.
+
+    `context_tokens` is what its provider takes and no more, or where `longer_unpriced` what its price holds for: longer
+    prompts are served, at rates that nobody here knows.
+    """
 
     provider: str
     name: str
     context_tokens: int
     output_tokens_max: int
+    longer_unpriced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,8 @@ class Bound:
 
 def bound(request: Request, ways: Sequence[tuple[Model, Size]], policy: Policy, *, clamp: bool) -> Bound:
     """Bound a request over every way that it may go; `clamp` false for all or nothing."""
-    input_tokens = max(input_bound(size, model) for model, size in ways)
+    field = PROMPT_FIELDS[request.dialect]
+    input_tokens = max(input_bound(size, model, field) for model, size in ways)
     if not request.generates:
         return Bound(input_tokens, 1, 1, 1)  # the least that a hold may be of; such models have no price for output
     wanted = _wanted(request, ways, policy, input_tokens)
@@ -64,19 +76,28 @@ def bound(request: Request, ways: Sequence[tuple[Model, Size]], policy: Policy, 
     return Bound(input_tokens, wanted, least if clamp else wanted, request.choices)
 
 
-def input_bound(size: Size, model: Model) -> int:
-    """Return the most input tokens that a request of this size can be."""
+def input_bound(size: Size, model: Model, field: str = "messages") -> int:
+    """Return the most input tokens that a request of this size can be billed; `field` is what an error names.
+
+    A provider refuses what is longer than its model's window, so the window bounds whatever else does not.
+    """
     window = model.context_tokens or None
     tokens = _tokens(size, model)
-    if tokens is None and window is None:
-        raise InvalidArgument("UNBOUNDED_REQUEST", f"what this costs {model.name} has no known bound")
-    if tokens is None:
-        return window or 0
-    if window is not None and tokens > window:
-        # The window is the model's, or where the listed price ends if it has no tier for longer prompts.
+    if tokens is not None and (window is None or tokens <= window):
+        return tokens
+    if tokens is None and (window is None or model.longer_unpriced):
+        text = f"what this costs {model.name} has no known bound"
+        raise InvalidArgument("UNBOUNDED_REQUEST", text, field=field)
+    if tokens is not None and (model.longer_unpriced or model.provider == MOCK_PROVIDER):  # the mock's count is exact
         text = f"this may be {tokens} tokens; {model.name} takes, or has a price for, {window}"
-        raise InvalidArgument("CONTEXT_LENGTH_EXCEEDED", text, field="messages")
-    return tokens
+        raise InvalidArgument("CONTEXT_LENGTH_EXCEEDED", text, field=field)
+    return window or 0
+
+
+def may_be_refused(size: Size, model: Model) -> bool:
+    """Return whether a request may be longer than what the model's provider takes, as far as its size tells."""
+    tokens = _tokens(size, model)
+    return tokens is not None and 0 < model.context_tokens < tokens
 
 
 def mock_prompt_tokens(size: Size) -> int:

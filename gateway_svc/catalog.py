@@ -58,7 +58,13 @@ class Catalog:
     async def _read(self) -> None:
         answer = await client.call(self._ledger.ListPrices, prices_pb2.ListPricesRequest())
         self._models = {
-            price.model: Model(price.provider, price.model, price.context_tokens, price.output_tokens_max)
+            price.model: Model(
+                provider=price.provider,
+                name=price.model,
+                context_tokens=price.context_tokens,
+                output_tokens_max=price.output_tokens_max,
+                longer_unpriced=price.longer_unpriced,
+            )
             for price in answer.prices
         }
 

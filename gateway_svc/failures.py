@@ -58,6 +58,7 @@ REASONS: dict[str, tuple[int, str]] = {
 NOT_RETRIED = {
     "UPSTREAM_CUT",  # a retry might be billed again
     "SETTLEMENT_PENDING",
+    "TOKENS_ABOVE_RATE",  # it fits at no time
     "PROVIDER_NOT_CONFIGURED",
     "IDEMPOTENCY_MISMATCH",  # a retry gets the same answer
     "IDEMPOTENCY_EXPIRED",

@@ -31,8 +31,8 @@ class Limit:
     key: str
 
     def asked(self, tokens: int) -> int:
-        """Return what a request takes; one that is larger than the limit needs an empty bucket, and fills it."""
-        return min(tokens, self.per_minute) if self.kind == "tokens" else 1
+        """Return what a request takes."""
+        return tokens if self.kind == "tokens" else 1
 
     def remaining(self, level: int) -> int:
         """Return how many still fit."""
@@ -43,7 +43,7 @@ class Limit:
         return min(-(-level // self.per_minute), FULL_MINUTES_MAX * MINUTE_MS)
 
     def wait_ms(self, level: int, asked: int) -> int:
-        """Return after how many milliseconds so many more fit; 0: now."""
+        """Return after how many milliseconds so many more fit, which are no more than the limit; 0: now."""
         return self.empty_ms(max(0, level + (asked - self.per_minute) * MINUTE_MS))
 
 
@@ -95,6 +95,14 @@ class RateExceeded(Exhausted):
         self.taken = taken
 
 
+class TokensAboveRate(Exhausted):
+    """A request may be more tokens than a limit lets in within a minute: there is no time after which it fits."""
+
+    def __init__(self, tokens: int, limit: Limit) -> None:
+        text = f"this asks for {tokens} tokens; the limit is {limit.per_minute} a minute"
+        super().__init__("TOKENS_ABOVE_RATE", text, limit=f"tokens per minute of {limit.target_id}")
+
+
 @lru_cache(PATHS_MAX)
 def limits(organization_id: str, rates: tuple[Rate, ...]) -> tuple[Limit, ...]:
     """Return the limits of one path; their keys share the organization's slot of a cluster."""
@@ -104,6 +112,12 @@ def limits(organization_id: str, rates: tuple[Rate, ...]) -> tuple[Limit, ...]:
         for kind, per_minute in (("requests", rate.requests_per_minute), ("tokens", rate.tokens_per_minute))
         if per_minute is not None
     )
+
+
+def too_large(of_path: Sequence[Limit], tokens: int) -> TokensAboveRate | None:
+    """Build the refusal of a request that never fits: it names the least of its limits; None where there is none."""
+    above = [limit for limit in of_path if limit.asked(tokens) > limit.per_minute]
+    return TokensAboveRate(tokens, min(above, key=lambda limit: limit.per_minute)) if above else None
 
 
 def exceeded(found: Taken, asked: Sequence[int]) -> RateExceeded:

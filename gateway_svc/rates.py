@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from gateway_svc.limits import FULL_MINUTES_MAX, MINUTE_MS, NOTHING_TAKEN, Taken, exceeded, limits
+from gateway_svc.limits import FULL_MINUTES_MAX, MINUTE_MS, NOTHING_TAKEN, Taken, exceeded, limits, too_large
 from gateway_svc.policies import Rate
 from gateway_svc.store import rates as store
 from gateway_svc.store.rates import Answered, Lost, Operation, Outcome
@@ -76,13 +76,15 @@ class Rates:
                 self._connection = None
 
     async def take(self, organization_id: str, rates: Sequence[Rate], tokens: int) -> Taken:
-        """Count one request of so many tokens on every level, or on none: RATE_LIMIT_EXCEEDED.
+        """Count one request of so many tokens on every level, or on none: RATE_LIMIT_EXCEEDED, TOKENS_ABOVE_RATE.
 
         Each target may stand in `rates` once. A caller that is cancelled has taken nothing, not even the request.
         """
         of_path = limits(organization_id, tuple(rates))
         if not of_path:
             return NOTHING_TAKEN
+        if (never := too_large(of_path, tokens)) is not None:
+            raise never
         asked = tuple(limit.asked(tokens) for limit in of_path)
         match await self._asked(Operation(organization_id, of_path, asked)):
             case Answered(at_ms, granted=True, levels=levels):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gateway_svc.bounds import Model, input_bound
+from gateway_svc.bounds import PROMPT_FIELDS, Model, input_bound, may_be_refused
 from gateway_svc.dialects import Dialect, Request, Size
 from gateway_svc.dialects.registry import size_of
 from gateway_svc.translations import Translation
@@ -42,14 +42,16 @@ def ways(request: Request, models: Iterable[Model], speaks: Callable[[Model], fr
             dialect = _dialect(request.dialect, model, speaks(model))
             if dialect not in by_dialect:
                 by_dialect[dialect] = _far(request, dialect)
-            input_bound(by_dialect[dialect].size, model)  # raises where it is larger than the model takes
+            input_bound(by_dialect[dialect].size, model, PROMPT_FIELDS[request.dialect])  # raises where there is none
         except InvalidArgument as error:
             refused = refused or error
             continue
         found.append(Way(model, by_dialect[dialect]))
     if not found and refused is not None:
         raise refused
-    return tuple(found)
+    # A refusal as too long would be the last word: such a model is asked only where none is sure to take it.
+    sure = [way for way in found if not may_be_refused(way.far.size, way.model)]
+    return tuple(sure or found)
 
 
 def _dialect(near: Dialect, model: Model, spoken: frozenset[Dialect]) -> Dialect:

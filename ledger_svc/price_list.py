@@ -33,7 +33,7 @@ DIGEST_LENGTH = 12
 CLASSES = ("input", "cached_input", "cache_write", "output", "reasoning")
 UNITS = ("usd_per_mtok", "micros_per_mtok")
 LIMITS = ("request_micros", "context_tokens", "output_tokens_max")
-FIELDS = frozenset((*UNITS, *LIMITS, "provider", "model", "tiers", "source", "source_date"))
+FIELDS = frozenset((*UNITS, *LIMITS, "provider", "model", "tiers", "longer_unpriced", "source", "source_date"))
 DOLLARS = re.compile(r"\d{1,9}(\.\d{1,12})?")  # few enough digits for Decimal to be exact
 Entry = Mapping[str, Any]
 
@@ -93,6 +93,7 @@ def _price(provider: str, model: str, entry: Entry, credits_per_usd: int) -> Pri
         source=_source(entry),
         source_date=_source_date(entry),
         tiers=_tiers(entry.get("tiers", []), credits_per_usd),
+        longer_unpriced=_truth(entry.get("longer_unpriced", False), "longer_unpriced"),
     )
     if price.tiers and price.tiers[-1].above_tokens >= price.context_tokens:
         raise BadPriceList("tiers: the last one begins where the context ends")
@@ -145,6 +146,12 @@ def _whole(entry: Entry, name: str, least: int, most: int) -> int:
         raise BadPriceList(f"{name} is missing")
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadPriceList(f"{name} must be a whole number from {least} to {most}")
+    return value
+
+
+def _truth(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadPriceList(f"{name} must be true or false")
     return value
 
 

@@ -81,7 +81,10 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of what one model costs; tiers by rising `above_tokens`, at most TIERS_MAX."""
+    """One version of what one model costs; tiers by rising `above_tokens`, at most TIERS_MAX.
+
+    `context_tokens` is what the model takes, or where `longer_unpriced` the longest prompt that these rates hold for.
+    """
 
     id: str
     provider: str
@@ -93,6 +96,7 @@ class Price:
     source: str
     source_date: str
     tiers: tuple[Tier, ...] = ()
+    longer_unpriced: bool = False
 
     @property
     def route(self) -> str:

@@ -10,6 +10,12 @@ from mesh.errors import invalid
 INPUTS_MAX = 2_048
 INPUT_TOKENS = 16  # what a provider adds to each text, with room
 FORMATS = (None, "float", "base64")
+# An answer that can't be taken is billed all the same, so what asks for one is refused. 24 MiB of what numbers come to
+# leaves a third of the 32 MiB that a body may be: some servers write floats of 18 characters.
+ANSWER_BYTES_MAX = 24 * 1024 * 1024
+NUMBER_BYTES = {"float": 14.0, "base64": 5.4}  # 4 bytes are 5 1/3 in base64, whose text takes 2.3 times that
+DIMENSIONS_MOST = 3_072  # of the models in the price list
+DIMENSIONS = {"text-embedding-3-small": 1_536}  # of those that make fewer by themselves
 
 FIELDS: Fields = {
     "model": COUNTED,
@@ -35,12 +41,14 @@ def read(document: JsonObject) -> Request:
     refuse(document, FIELDS)
     if document.get("encoding_format") not in FORMATS:
         raise invalid("encoding_format", "must be float or base64")
-    whole(document, "dimensions")
+    model = model_of(document)
+    dimensions = whole(document, "dimensions") or DIMENSIONS.get(model, DIMENSIONS_MOST)
     _check_input(document.get("input"))
+    _check_answer(document, dimensions)
     return Request(
         dialect=Dialect.EMBEDDINGS,
         document=document,
-        model=model_of(document),
+        model=model,
         generates=False,
         end_user=end_user(text(document, "safety_identifier"), text(document, "user")),
     )
@@ -77,3 +85,13 @@ def _check_input(value: Json) -> None:
         is_ids = isinstance(item, list) and bool(item) and all(type(token) is int and token >= 0 for token in item)
         if not (isinstance(item, str) and item) and not is_ids:
             raise invalid(f"input[{index}]" if isinstance(value, list) else "input", "must be a text or token ids")
+
+
+def _check_answer(document: JsonObject, dimensions: int) -> None:
+    """Refuse what would be answered with more than is taken."""
+    each = dimensions * NUMBER_BYTES["base64" if document.get("encoding_format") == "base64" else "float"]
+    fit = int(ANSWER_BYTES_MAX // each)
+    if not fit:
+        raise invalid("dimensions", "a vector of so many numbers is longer than an answer may be")
+    if len(_inputs(document.get("input"))) > fit:
+        raise invalid("input", f"at most {fit} vectors of {dimensions} numbers fit into an answer; base64 takes least")

@@ -14,15 +14,15 @@ from typing import Protocol, final
 
 from gateway_svc.providers import BrokenOff, NotSent
 from gateway_svc.providers.http1.addresses import Addresses, is_public, refuse_private_literal
-from gateway_svc.providers.http1.exchange import BODY_BYTES_MAX, Exchange, Room
-from gateway_svc.providers.http1.inflation import Inflation, NotInflated, is_encoded
+from gateway_svc.providers.http1.exchange import BODY_BYTES_MAX, Exchange, Room, TooLarge
+from gateway_svc.providers.http1.inflation import InflatedTooFar, Inflation, NotInflated, is_encoded
 from gateway_svc.providers.http1.pool import Limits, Pool
 from gateway_svc.providers.http1.request import InvalidRequest, head_of, target_of
 
 LAST_BYTES_SECONDS = 0.05
 INFLATED_STREAM_BYTES_MAX = 8 * BODY_BYTES_MAX
 
-__all__ = ["Answer", "Limits", "Room", "Upstream", "is_public"]
+__all__ = ["Answer", "Limits", "Room", "TooLarge", "Upstream", "is_public"]
 
 
 class Answer(Protocol):
@@ -35,7 +35,7 @@ class Answer(Protocol):
         ...
 
     async def body(self) -> bytes:
-        """Read all of it, at most 32 MiB; BrokenOff when it ends early."""
+        """Read all of it; BrokenOff when it ends early, TooLarge past 32 MiB."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -152,6 +152,8 @@ class _Answer:
                     yield piece
                     await asyncio.sleep(0)  # a piece takes a millisecond: others have their turn in between
             inflation.end()
+        except InflatedTooFar as error:
+            raise TooLarge(str(error)) from None
         except NotInflated as error:
             raise BrokenOff(str(error)) from None
 

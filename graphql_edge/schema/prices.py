@@ -39,7 +39,11 @@ class PriceTier:
 
 @strawberry.type
 class Price:
-    """One version of what one model costs; rates are for 1,000,000 tokens. `sourceDate` is when it was read there."""
+    """One version of what one model costs; rates are for 1,000,000 tokens. `sourceDate` is when it was read there.
+
+    `contextTokens` is the most tokens, in and out, that the model takes; where `longerUnpriced` it takes longer prompts
+    at rates that are not known, and `contextTokens` is the longest that these rates hold for.
+    """
 
     id: strawberry.ID
     provider: str
@@ -52,6 +56,7 @@ class Price:
     tiers: list[PriceTier]
     request_micros: Micros
     context_tokens: int
+    longer_unpriced: bool
     output_tokens_max: int
     source: str
     source_date: str
@@ -104,6 +109,7 @@ def price_of(message: pb.Price) -> Price:
         tiers=[_tier(tier) for tier in message.tiers],
         request_micros=Micros(message.request_micros),
         context_tokens=message.context_tokens,
+        longer_unpriced=message.longer_unpriced,
         output_tokens_max=message.output_tokens_max,
         source=message.source,
         source_date=message.source_date,

@@ -16,6 +16,7 @@ CREATE TABLE prices (
                                                         AND 0 <= ALL (tiers) AND 900000000000 >= ALL (tiers)),
   request_micros               bigint NOT NULL CHECK (request_micros BETWEEN 0 AND 1000000000000),
   context_tokens               bigint NOT NULL CHECK (context_tokens > 0),
+  longer_unpriced              boolean NOT NULL,
   output_tokens_max            bigint NOT NULL CHECK (output_tokens_max > 0),
   source                       text NOT NULL CHECK (source <> ''),
   source_date                  date NOT NULL,

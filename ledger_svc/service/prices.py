@@ -55,6 +55,7 @@ def packed(price: Price) -> pb.Price:
         reasoning_micros_per_mtok=price.rates.reasoning,
         request_micros=price.request_micros,
         context_tokens=price.context_tokens,
+        longer_unpriced=price.longer_unpriced,
         output_tokens_max=price.output_tokens_max,
         source=price.source,
         source_date=price.source_date,

@@ -15,7 +15,9 @@ RATE_COLUMNS = (
     "input_micros_per_mtok, cached_input_micros_per_mtok, cache_write_micros_per_mtok, output_micros_per_mtok, "
     "reasoning_micros_per_mtok"
 )
-TERMS = f"{RATE_COLUMNS}, tiers, request_micros, context_tokens, output_tokens_max, source, source_date"
+TERMS = (
+    f"{RATE_COLUMNS}, tiers, request_micros, context_tokens, longer_unpriced, output_tokens_max, source, source_date"
+)
 COLUMNS = f"id, provider, model, {TERMS}"
 NEWEST = (
     f"SELECT DISTINCT ON (provider, model) {COLUMNS}, withdrawn FROM prices "  # noqa: S608  # our own column names
@@ -34,7 +36,7 @@ async def put(db: Database, prices: Sequence[Price]) -> None:
             f"""
             INSERT INTO prices ({COLUMNS})
             SELECT $1::text || CASE WHEN before.times = 0 THEN '' ELSE '#' || before.times + 1 END,
-                   $2, $3, $4, $5, $6, $7, $8, $9::bigint[], $10, $11, $12, $13, $14
+                   $2, $3, $4, $5, $6, $7, $8, $9::bigint[], $10, $11, $12, $13, $14, $15
               FROM (SELECT count(*) AS times FROM prices
                      WHERE provider = $2 AND model = $3 AND split_part(id, '#', 1) = $1) before
              WHERE $1 IS DISTINCT FROM (SELECT split_part(id, '#', 1) FROM prices
@@ -103,6 +105,7 @@ def _values(price: Price) -> tuple[object, ...]:
         tiers,
         price.request_micros,
         price.context_tokens,
+        price.longer_unpriced,
         price.output_tokens_max,
         price.source,
         date.fromisoformat(price.source_date),
@@ -122,6 +125,7 @@ def _price(row: Row) -> Price:
         rates=Rates(*(row[name] for name in RATE_COLUMNS.split(", "))),
         request_micros=row["request_micros"],
         context_tokens=row["context_tokens"],
+        longer_unpriced=row["longer_unpriced"],
         output_tokens_max=row["output_tokens_max"],
         source=row["source"],
         source_date=row["source_date"].isoformat(),

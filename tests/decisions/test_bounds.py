@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from gateway_svc import bounds
 from gateway_svc.bounds import Bound, Model
-from gateway_svc.dialects import Request
+from gateway_svc.dialects import Dialect, Request, Size
 from gateway_svc.dialects import chat as dialect
+from gateway_svc.dialects.registry import parse
 from gateway_svc.policies import ANYTHING, Policy, Terms, policy
 from mesh.errors import InvalidArgument
 
@@ -122,10 +124,81 @@ def test_what_cannot_be_counted_is_refused_where_no_window_is_known() -> None:
     assert raised.value.reason == "UNBOUNDED_REQUEST"
 
 
-def test_text_that_may_pass_the_window_is_refused() -> None:
+LONG = {"messages": [{"role": "user", "content": "x" * 100_001}]}
+UNPRICED = replace(GPT, longer_unpriced=True)
+
+
+def test_text_that_may_pass_a_window_is_bounded_by_it() -> None:
+    assert input_bound(chat(**LONG), GPT) == GPT.context_tokens
+
+
+@pytest.mark.parametrize("model", [UNPRICED, replace(MOCK, context_tokens=25_000)])
+def test_text_that_may_pass_what_a_price_holds_for_or_surely_passes_a_window_is_refused(model: Model) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        input_bound(chat(messages=[{"role": "user", "content": "x" * 100_001}]), GPT)
-    assert raised.value.reason == "CONTEXT_LENGTH_EXCEEDED"
+        input_bound(chat(**LONG), model)
+    assert (raised.value.reason, raised.value.details["field"]) == ("CONTEXT_LENGTH_EXCEEDED", "messages")
+
+
+def test_what_cannot_be_counted_is_refused_where_longer_prompts_have_no_known_price() -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        input_bound(chat(some_new_field=1), UNPRICED)
+    assert (raised.value.reason, raised.value.details["field"]) == ("UNBOUNDED_REQUEST", "messages")
+
+
+@pytest.mark.parametrize(
+    ("dialect_of_client", "body", "field"),
+    [
+        (Dialect.CHAT, HELLO, "messages"),
+        (Dialect.MESSAGES, {**HELLO, "max_tokens": 5}, "messages"),
+        (Dialect.RESPONSES, {"model": "gpt-4.1", "input": "hello"}, "input"),
+        (Dialect.EMBEDDINGS, {"model": "gpt-4.1", "input": "hello"}, "input"),
+    ],
+)
+def test_the_prompt_is_named_as_the_client_knows_it(dialect_of_client: Dialect, body: Any, field: str) -> None:
+    request = parse(dialect_of_client, orjson.dumps(body))
+    with pytest.raises(InvalidArgument) as raised:
+        bounds.bound(request, [(UNPRICED, Size(100_001))], ANYTHING, clamp=True)
+    assert raised.value.details["field"] == field
+
+
+whole = st.integers(0, 10**9)
+sizes = st.builds(Size, whole, whole, st.integers(0, 1_000), whole, st.booleans())
+windows = st.integers(1, 10**7)
+providers = st.sampled_from(("openai", "anthropic", "mock", "groq"))
+models = st.builds(Model, providers, st.sampled_from(("gpt-4o-mini", "x")), windows, windows, st.booleans())
+
+
+@given(sizes, models)
+def test_an_input_bound_is_that_of_the_bytes_or_of_a_window_that_the_provider_holds(size: Size, model: Model) -> None:
+    try:
+        found = bounds.input_bound(size, model)
+    except InvalidArgument:
+        assert model.longer_unpriced or model.provider == "mock"
+        return
+    assert 0 <= found <= model.context_tokens
+    if found < size.tokens and model.provider != "mock":
+        assert found == model.context_tokens
+        assert not model.longer_unpriced
+
+
+@given(
+    ways=st.lists(st.tuples(models, sizes), min_size=1, max_size=3),
+    rule=st.builds(limited, per_request=st.none() | windows, tpm=st.none() | windows),
+    max_tokens=st.none() | st.integers(1, 10**6),
+    choices=st.integers(1, 16),
+    clamp=st.booleans(),
+)
+def test_no_bound_is_below_what_a_hold_may_be_of(
+    *, ways: list[tuple[Model, Size]], rule: Policy, max_tokens: int | None, choices: int, clamp: bool
+) -> None:
+    try:
+        found = bounds.bound(chat(max_tokens=max_tokens, n=choices), ways, rule, clamp=clamp)
+    except InvalidArgument:
+        return
+    assert found.input_tokens_max >= 0
+    assert 1 <= found.output_tokens_min <= found.output_tokens_wanted
+    assert found.choices == choices
+    assert found.tokens >= found.input_tokens_max + choices
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 
 from gateway_svc.dialects import Dialect, Size
 from gateway_svc.dialects.embeddings import FIELDS, INPUT_TOKENS, INPUTS_MAX, limited, parse, size
+from gateway_svc.providers.http1.exchange import BODY_BYTES_MAX
 from mesh.errors import InvalidArgument
 
 
@@ -47,6 +49,7 @@ def test_a_request_is_read_and_generates_nothing() -> None:
         ({"encoding_format": "int8"}, "encoding_format"),
         ({"encoding_format": []}, "encoding_format"),
         ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": 2_000_000}, "dimensions"),
         ({"model": ""}, "model"),
         ({"user": 3}, "user"),
     ],
@@ -55,6 +58,33 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse(body(**fields))
     assert (caught.value.reason, caught.value.details["field"]) == ("INVALID_FIELD", field)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fit"),
+    [
+        ({}, 585),
+        ({"encoding_format": "float"}, 585),
+        ({"encoding_format": "base64"}, 1_517),
+        ({"model": "text-embedding-3-small"}, 1_170),
+        ({"model": "text-embedding-3-small", "dimensions": 3_072}, 585),
+        ({"dimensions": 1_024}, 1_755),
+    ],
+)
+def test_so_many_inputs_are_taken_as_their_answer_can_be(fields: dict[str, Any], fit: int) -> None:
+    assert parse(body(input=["a"] * fit, **fields)).model
+    with pytest.raises(InvalidArgument) as caught:
+        parse(body(input=["a"] * (fit + 1), **fields))
+    assert (caught.value.reason, caught.value.details["field"]) == ("INVALID_FIELD", "input")
+    assert f"{fit} vectors" in caught.value.message
+
+
+def test_an_answer_to_what_is_taken_is_no_larger_than_a_body_may_be() -> None:
+    vector = base64.b64encode(bytes(4 * 3_072)).decode()
+    answer = {"object": "embedding", "index": 1_516, "embedding": vector}
+    assert 1_517 * (len(orjson.dumps(answer)) + 1) < BODY_BYTES_MAX
+    floats = [-0.012345678] * 3_072
+    assert 585 * (len(orjson.dumps({**answer, "embedding": floats})) + 1) < BODY_BYTES_MAX
 
 
 @pytest.mark.parametrize("name", ["api_base", "fallbacks", "extra_body"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_svc.limits import MINUTE_MS, NOTHING_TAKEN, Limit, Taken, exceeded, limits
+from gateway_svc.limits import MINUTE_MS, NOTHING_TAKEN, Limit, Taken, exceeded, limits, too_large
 from gateway_svc.policies import PER_MINUTE_MAX, Rate, Terms
 from gateway_svc.terms import checked_terms
 from mesh.errors import InvalidArgument
@@ -78,17 +78,24 @@ def test_a_reset_reads_as_the_time_until_the_bucket_is_empty(per_minute: int, le
     assert one.empty_ms(level) == (int(ms) if ms else int(minutes or 0) * 60_000 + round(float(seconds) * 1000))
 
 
-@given(per_minute, st.integers(0), st.data())
-def test_what_waits_as_long_as_it_is_told_fits_and_not_before(
-    per_minute: int, tokens: int, data: st.DataObject
-) -> None:
+@given(per_minute, st.data())
+def test_what_waits_as_long_as_it_is_told_fits_and_not_before(per_minute: int, data: st.DataObject) -> None:
     one = limit("tokens", per_minute)
-    asked, room = one.asked(tokens), per_minute * MINUTE_MS
+    asked, room = one.asked(data.draw(st.integers(0, per_minute))), per_minute * MINUTE_MS
     level = data.draw(st.integers(0, room))
     wait_ms = one.wait_ms(level, asked)
     assert max(0, level - wait_ms * per_minute) + asked * MINUTE_MS <= room
     if wait_ms:
         assert level - (wait_ms - 1) * per_minute + asked * MINUTE_MS > room
+
+
+@given(st.lists(per_minute, max_size=3), st.integers(0, 2 * PER_MINUTE_MAX))
+def test_a_request_fits_into_empty_buckets_or_is_refused_for_ever(limits_of_path: list[int], tokens: int) -> None:
+    of_path = [limit("requests", 1), *(limit("tokens", each) for each in limits_of_path)]
+    waits_ms = [each.wait_ms(0, each.asked(tokens)) for each in of_path]
+    refusal = too_large(of_path, tokens)
+    assert (refusal is None) == (max(waits_ms) == 0)
+    assert refusal is None or refusal.retry_after_ms is None
 
 
 def test_a_refusal_names_the_limit_that_is_waited_for_longest() -> None:

@@ -53,6 +53,17 @@ def test_every_shipped_price_says_where_and_when_it_was_read() -> None:
     assert all(price.source and date.fromisoformat(price.source_date) for price in prices)
 
 
+def test_what_says_that_longer_prompts_cost_more_than_it_knows_is_another_version() -> None:
+    (before,), (after,) = listed(entry()), listed(entry(longer_unpriced=True))
+    assert (before.longer_unpriced, after.longer_unpriced) == (False, True)
+    assert before.id != after.id
+
+
+def test_of_the_shipped_models_gpt_6_2_alone_has_prompts_without_a_price() -> None:
+    unpriced = {price.model: price.context_tokens for price in parse(SHIPPED, 1) if price.longer_unpriced}
+    assert unpriced == {"gpt-6.2-astra": 272_000, "gpt-6.2-sol": 272_000}
+
+
 def test_a_long_prompt_of_a_shipped_model_costs_what_its_vendor_states() -> None:
     prices = {price.model: price for price in parse(SHIPPED, 1)}
     haiku, sol = prices["claude-haiku-5-5"], prices["gpt-6.1-sol"]

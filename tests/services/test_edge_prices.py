@@ -74,7 +74,8 @@ async def test_a_bill_is_read_with_its_usage_and_by_the_id_of_the_completion(led
 
 async def test_the_prices_in_force_are_paged_through_by_those_who_are_logged_in(edge: RunningEdge, ada: Asker) -> None:
     query = """query($first: Int!, $after: String) { prices(first: $first, after: $after) {
-        nodes { provider model tiers { aboveTokens inputMicrosPerMtok } } pageInfo { endCursor hasNextPage } } }"""
+        nodes { provider model longerUnpriced tiers { aboveTokens inputMicrosPerMtok } }
+        pageInfo { endCursor hasNextPage } } }"""
     whole = (await ada.ask(query, first=100))["prices"]
     assert whole["pageInfo"]["hasNextPage"] is False
     found: list[dict[str, object]] = []
@@ -88,6 +89,10 @@ async def test_the_prices_in_force_are_paged_through_by_those_who_are_logged_in(
     assert found == whole["nodes"]
     sol = next(price for price in found if price["model"] == "gpt-6-sol")
     assert sol["tiers"] == [{"aboveTokens": 272_000, "inputMicrosPerMtok": "400000000"}]
+    assert [price["longerUnpriced"] for price in found if price["model"] in {"gpt-6.2-sol", "gpt-6-sol"}] == [
+        False,
+        True,
+    ]
     nobody = (await edge.post("{ prices { nodes { id } } }")).json()
     assert nobody["data"] == {"prices": None}
     assert nobody["errors"][0]["extensions"]["code"] == "NOT_LOGGED_IN"

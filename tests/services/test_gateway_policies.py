@@ -15,6 +15,7 @@ from mesh.caller import acting
 from mesh.client import call
 from mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, MeshError, NotFound
 from mesh.secret import Secret
+from mesh.telemetry import metrics
 from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
 from tests.services.identity_running import fresh
 
@@ -35,6 +36,11 @@ def models(*names: str) -> pb.ModelList:
 
 def names(*listed: str) -> pb.NameList:
     return pb.NameList(names=listed)
+
+
+def on_record(reason: str) -> float:
+    """Return how many refusals for one reason this process has put on record."""
+    return metrics.REGISTRY.get_sample_value("mandate_violations_total", {"reason": reason}) or 0
 
 
 async def listed(gateway: RunningGateway, tenant: Tenant) -> list[pb.Policy]:
@@ -290,6 +296,27 @@ async def test_tokens_per_minute_count_what_was_used_not_what_was_held(gateway: 
     # Each uses 19; what is asked for is bounded by 23, so a fifth fits into 100 - 76 and a sixth does not.
     assert [answer.status for answer in answers] == [200, 200, 200, 200, 200, 429]
     assert answers[0].headers["x-ratelimit-limit-tokens"] == "100"
+
+
+async def test_a_request_of_more_tokens_than_a_minutes_is_refused_on_record_and_takes_nothing(
+    gateway: RunningGateway,
+) -> None:
+    tenant = await gateway.mesh.tenant()
+    await gateway.limit(tenant, tenant.family.agent_id, tokens_per_minute=100)
+    await asyncio.sleep(0.6)
+    long = {**HELLO, "messages": [{"role": "user", "content": "word " * 40_000}]}
+    before = on_record("tokens_above_rate")
+    refused = await gateway.ask(tenant, long)
+    assert (refused.status, refused.code, refused.json["error"]["type"]) == (
+        429,
+        "tokens_above_rate",
+        "rate_limit_error",
+    )
+    assert refused.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.headers
+    assert on_record("tokens_above_rate") == before + 1
+    answer = await gateway.ask(tenant, {**HELLO, "max_tokens": 4_096})  # whose output is less for the limit's sake
+    assert (answer.status, answer.headers["x-ratelimit-limit-tokens"]) == (200, "100")
 
 
 async def test_what_was_never_sent_takes_no_tokens_of_a_minute(gateway: RunningGateway) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from gateway_svc.limits import NOTHING_TAKEN, RateExceeded, Taken, limits
+from gateway_svc.limits import NOTHING_TAKEN, RateExceeded, Taken, TokensAboveRate, limits
 from gateway_svc.policies import PER_MINUTE_MAX, Rate
 from gateway_svc.rates import WAITING_MAX, Rates
 from mesh import cache, ids
@@ -23,7 +23,6 @@ from mesh.secret import Secret
 from tests.fakes.cable import Cable, cable
 from tests.services.rates_running import MINUTE_MS, Model, rates_running
 
-MORE_THAN_FITS = 10**13
 LEVELS = ("agt_1", "ws_1", "org_1")
 LIMITS = (1, 7, 60, 6_000, 600_000, 60_000_000, PER_MINUTE_MAX)
 
@@ -93,12 +92,18 @@ async def outcome(rates: Rates, organization_id: str, path: Sequence[Rate], toke
         return refused
 
 
+def most(path: Sequence[Rate]) -> int:
+    """Return how many tokens one request may be at most."""
+    return min((rate.tokens_per_minute for rate in path if rate.tokens_per_minute is not None), default=1)
+
+
 async def found(rates: Rates, organization_id: str, path: Sequence[Rate]) -> Taken:
     """Return how buckets stand, by asking for more than fits where a limit on tokens is not empty."""
-    told = await outcome(rates, organization_id, path, MORE_THAN_FITS)
+    tokens = most(path)
+    told = await outcome(rates, organization_id, path, tokens)
     if isinstance(told, RateExceeded):
         return told.taken
-    asked = [limit.asked(MORE_THAN_FITS) * MINUTE_MS for limit in told.limits]
+    asked = [limit.asked(tokens) * MINUTE_MS for limit in told.limits]
     return dataclasses.replace(told, levels=tuple(map(operator.sub, told.levels, asked)))
 
 
@@ -106,10 +111,11 @@ async def found(rates: Rates, organization_id: str, path: Sequence[Rate]) -> Tak
 @given(steps)
 async def test_takes_and_corrections_are_what_the_model_says(rates: Rates, steps: Any) -> None:
     organization_id, model, before = organization(), Model(), NOTHING_TAKEN
-    for path, tokens, used, pause_ms in steps:
+    for path, wanted, used, pause_ms in steps:
         await asyncio.sleep(pause_ms / 1000)
         if used is not None:
             rates.correct(before, used)  # goes in the batch of the take, and so is done in the same millisecond
+        tokens = min(wanted, most(path))
         told = await outcome(rates, organization_id, path, tokens)
         taken = told.taken if isinstance(told, RateExceeded) else told
         if used is not None:
@@ -186,6 +192,19 @@ async def test_a_level_that_is_full_takes_nothing_of_the_others(rates: Rates) ->
     for _ in range(3):
         assert isinstance(await outcome(rates, organization_id, both, 9), RateExceeded)
     assert (await found(rates, organization_id, minute_of_tokens(10))).levels == (0,)
+
+
+async def test_what_is_larger_than_a_limit_of_any_level_is_refused_and_takes_nothing(
+    rates: Rates, redis: Redis
+) -> None:
+    organization_id, path = organization(), [Rate("agt_1", 5, 1_000), Rate("ws_1", None, 99), Rate("org_1", 5, 100)]
+    with pytest.raises(TokensAboveRate) as raised:
+        await rates.take(organization_id, path, 101)
+    assert (raised.value.reason, raised.value.details["limit"]) == ("TOKENS_ABOVE_RATE", "tokens per minute of ws_1")
+    assert raised.value.message == "this asks for 101 tokens; the limit is 99 a minute"
+    await rates.drain(1)
+    assert await redis.exists(*(limit.key for limit in limits(organization_id, tuple(path)))) == 0
+    assert isinstance(await rates.take(organization_id, path, 99), Taken)
 
 
 async def test_takes_that_come_together_share_a_script(rates: Rates, redis: Redis) -> None:

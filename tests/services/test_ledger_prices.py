@@ -25,6 +25,7 @@ from tests.services.ledger_running import asked, tenant
 from tests.services.test_ledger_stream import hold, settle, stream
 
 SOL, HAIKU = "openai/gpt-6-sol", "anthropic/claude-haiku-5-5"
+UNPRICED = "openai/gpt-6.2-astra"
 ROUTE = charges_pb2.Route(provider="openai", model="gpt-6-sol")
 CREDIT = 1_000_000
 
@@ -93,6 +94,7 @@ async def test_every_part_of_a_price_is_kept(ledger: RunningLedger) -> None:
     assert kept == listed
     assert kept[SOL].tiers
     assert kept[HAIKU].tiers
+    assert kept[UNPRICED].longer_unpriced
 
 
 async def test_a_model_that_left_the_list_is_out_of_force_until_it_comes_back(ledger: RunningLedger) -> None:
@@ -273,6 +275,13 @@ async def test_the_tiers_of_a_price_are_listed(ledger: RunningLedger) -> None:
             reasoning_micros_per_mtok=250 * CREDIT,
         )
     ]
+
+
+async def test_prices_say_where_longer_prompts_have_none(ledger: RunningLedger) -> None:
+    async with ledger.house.channel("ledger", ledger.address, as_service="gateway") as channel:
+        listed = await call(prices_pb2_grpc.PriceServiceStub(channel).ListPrices, pb.ListPricesRequest())
+    unpriced = {f"{price.provider}/{price.model}" for price in listed.prices if price.longer_unpriced}
+    assert unpriced == {UNPRICED, "openai/gpt-6.2-sol"}
 
 
 @pytest.mark.parametrize(

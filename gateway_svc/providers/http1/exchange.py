@@ -14,6 +14,10 @@ PART_BYTES_LEAST = 64  # what a part takes in memory however short it is
 BUFFERED_BYTES_MAX = 256 * 1024 * 1024
 
 
+class TooLarge(BrokenOff):
+    """An answer is more than may wait to be read here, which says nothing against the provider."""
+
+
 @final
 class Room:
     """How many bytes of answers wait to be read in a process; all of its pools share one."""
@@ -46,7 +50,7 @@ class Exchange:
     """An answer on its way from a connection to its one reader; `seen` is when the peer last gave a sign of life."""
 
     __slots__ = (
-        "_failure", "_is_paused", "_is_whole", "_line", "_parts", "_room", "_unread_bytes", "_waiter",
+        "_failure", "_is_ours", "_is_paused", "_is_whole", "_line", "_parts", "_room", "_unread_bytes", "_waiter",
         "reading", "seen",
     )  # fmt: skip
 
@@ -60,6 +64,7 @@ class Exchange:
         self._is_paused = False
         self._is_whole = False
         self._failure = ""
+        self._is_ours = False  # whether it is we who broke it off, for want of room
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -71,30 +76,30 @@ class Exchange:
         """Wait for the head; BrokenOff when it doesn't come."""
         while not self.reading.has_head:
             if self._failure:
-                raise BrokenOff(self._failure)
+                raise self._broken()
             await self._more()
 
     async def some(self) -> bytes:
         """Return what has arrived since the last call, waiting for a byte; empty at the end, BrokenOff before it."""
         while not self._parts:
             if self._failure:
-                raise BrokenOff(self._failure)
+                raise self._broken()
             if self.reading.complete:
                 return b""
             await self._more()
         return self._take()
 
     async def all(self) -> bytes:
-        """Wait for the end and return what has not been read; BrokenOff when it doesn't come, or past 32 MiB."""
+        """Wait for the end and return what has not been read; BrokenOff when it doesn't come, TooLarge past 32 MiB."""
         self._is_whole = True
         if self._is_paused:
             self._resume()
         while not self.reading.complete:
             if self._failure:
-                raise BrokenOff(self._failure)
+                raise self._broken()
             await self._more()
         if self._failure:
-            raise BrokenOff(self._failure)
+            raise self._broken()
         return self._take()
 
     async def end(self, seconds: float) -> None:
@@ -167,10 +172,17 @@ class Exchange:
         self._unread_bytes += size
         self._room.held_bytes += size
         if self._unread_bytes > BODY_BYTES_MAX:
-            self.put_away("the answer is too large")
+            self._give_up("the answer is too large")
         elif self._room.held_bytes > self._room.bytes_max:
-            self.put_away("too many bytes of answers wait to be read")
+            self._give_up("too many bytes of answers wait to be read")
         return not self._failure
+
+    def _give_up(self, why: str) -> None:
+        self._is_ours = not self._failure
+        self.put_away(why)
+
+    def _broken(self) -> BrokenOff:
+        return TooLarge(self._failure) if self._is_ours else BrokenOff(self._failure)
 
     def _take(self) -> bytes:
         parts = self._parts

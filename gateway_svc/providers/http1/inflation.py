@@ -16,6 +16,10 @@ class NotInflated(Exception):
     """The bytes are not what their encoding says, or become too many."""
 
 
+class InflatedTooFar(NotInflated):
+    """The bytes become more than may be held here."""
+
+
 def is_encoded(content_encoding: str) -> bool:
     """Return whether a body must be decoded before it can be read."""
     return content_encoding.strip().lower() not in {"", "identity"}
@@ -60,7 +64,7 @@ class Inflation:
             data, size = inflater.unconsumed_tail, len(piece)
             self._left_bytes -= size
             if self._left_bytes < 0:
-                raise NotInflated("the answer is too large")
+                raise InflatedTooFar("the answer is too large")
             if piece:
                 yield piece
         if inflater.unused_data or data:
