@@ -92,6 +92,12 @@ class Admission:
             await self._rates.take(agent.organization_id, rates, 0)
         return choices[0]
 
+    async def repeated(self, ask: Ask, agent: Agent) -> Taken:
+        """Count a request that is answered with what is kept: as one without tokens."""
+        policy = await self._rules.over(agent.path)
+        async with self._recorded(ask, agent):
+            return await self._rates.take(agent.organization_id, policy.rates, 0)
+
     async def violated(self, ask: Ask, agent: Agent, refused: MeshError) -> None:
         """Put a refusal by policy on record, before anybody is told of it."""
         await self._violations.record(

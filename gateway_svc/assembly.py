@@ -83,7 +83,7 @@ def _endpoints(
     choices = Choices(parts.catalog, parts.aliases, credentials, providers)
     admission = Admission(parts.directory, parts.rules, parts.rates, choices, parts.violations)
     completions = Completions(admission, parts.ledger, Attempts(credentials, parts.circuits))
-    once = Repeating(completions, parts.replays)
+    once = Repeating(completions, admission, parts.replays)
     return Endpoints(Endpoint(once, in_flight_max, instance), Models(admission), Health(parts))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from gateway_svc.shares import Shares
+
 # Those that are true of the answer, not of the moment: no request id, instance or rate limit.
 KEPT_PREFIX, NOT_KEPT, ALSO_KEPT = "x-mandate-", frozenset({"x-mandate-instance"}), frozenset({"x-should-retry"})
 REPLAYED = {"idempotency-replayed": "true"}
@@ -41,30 +43,13 @@ def opened(status: int, head: str, packed_body: bytes) -> Transcript:
     return Transcript(status, document["content_type"], document["headers"], zlib.decompress(packed_body))
 
 
-class Room:
-    """The memory that all recordings of a process share."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._left_bytes = bytes_max
-
-    def take(self, size_bytes: int) -> bool:
-        """Set bytes aside; False when there are not so many."""
-        if size_bytes > self._left_bytes:
-            return False
-        self._left_bytes -= size_bytes
-        return True
-
-    def give_back(self, size_bytes: int) -> None:
-        """Return bytes that were taken."""
-        self._left_bytes += size_bytes
-
-
 class Recorder:
-    """Collects one answer up to a bound; past it, or past the room, the answer counts as too large."""
+    """Collects one answer up to a bound; past it, or past its owner's share of the room, it counts as too large."""
 
-    def __init__(self, bytes_max: int, room: Room) -> None:
+    def __init__(self, bytes_max: int, room: Shares, owner: str) -> None:
         self._bytes_max = bytes_max
         self._room = room
+        self._owner = owner
         self._parts: list[bytes] = []
         self._size_bytes = 0
         self._is_open = True
@@ -83,7 +68,7 @@ class Recorder:
         """Add bytes of the body."""
         if not self._is_open:
             return
-        if self._size_bytes + len(data) > self._bytes_max or not self._room.take(len(data)):
+        if self._size_bytes + len(data) > self._bytes_max or not self._room.take(self._owner, len(data)):
             self.close()
             return
         self._parts.append(data)
@@ -103,7 +88,7 @@ class Recorder:
 
     def close(self) -> None:
         """Forget the body, give its room back and take no more of it."""
-        self._room.give_back(self._size_bytes)
+        self._room.give_back(self._owner, self._size_bytes)
         self._parts, self._size_bytes = [], 0
         self._is_open = False
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from gateway_svc import failures
-from gateway_svc.admission import Ask
+from gateway_svc.admission import Admission, Ask
 from gateway_svc.flow import ClientLeft, Completions, Reply
 from gateway_svc.recorded import Recorded
 from gateway_svc.relay import Client
 from gateway_svc.repeats import Apart, keeps, request_sha256
-from gateway_svc.replays import Fresh, Replay, Replays, Run
+from gateway_svc.replays import Fresh, Kept, Replays, Run
 from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.who import Agent
 from mesh.errors import MeshError
@@ -18,11 +20,20 @@ from mesh.telemetry import metrics
 DISPATCHED = ("UPSTREAM_CUT", "SETTLEMENT_PENDING")  # reasons of errors that came after something may have been billed
 
 
+class Listener(Client, Protocol):
+    """A client that may be given an answer whole."""
+
+    async def whole(self, reply: Reply) -> None:
+        """Send an answer, waiting no longer than a minute for a slow reader."""
+        ...
+
+
 class Repeating:
     """Stands in front of completions; a request that names no key goes straight through."""
 
-    def __init__(self, completions: Completions, replays: Replays) -> None:
+    def __init__(self, completions: Completions, admission: Admission, replays: Replays) -> None:
         self._completions = completions
+        self._admission = admission
         self._replays = replays
 
     async def recognize(self, key: Secret | None) -> Agent:
@@ -33,8 +44,8 @@ class Repeating:
         """Return how many input tokens a request would be."""
         return await self._completions.count(ask)
 
-    async def run(self, ask: Ask, client: Client) -> Reply | None:
-        """Serve one completion, or give again the answer that it got before; None when it was streamed."""
+    async def run(self, ask: Ask, client: Listener) -> Reply | None:
+        """Serve one completion, or give again the answer that it got before; None when the client has it already."""
         if ask.wish is None:
             return await self._completions.run(ask, client)
         agent = await self._completions.recognize(ask.key)
@@ -44,9 +55,17 @@ class Repeating:
                 return await self._completions.run(ask, client)
             case Fresh(run):
                 return await self._once(run, ask, client)
-            case Replay() as replay:
-                metrics.REPLAYS.labels(ask.dialect).inc()
-                return Reply(replay.status, replay.body, replay.headers, replay.content_type)
+            case Kept() as kept:
+                await self._again(kept, ask, agent, client)
+                return None
+
+    async def _again(self, kept: Kept, ask: Ask, agent: Agent, client: Listener) -> None:
+        """Give an answer again, where the agent's rates allow it; its memory is the replays' until it is read."""
+        taken = await self._admission.repeated(ask, agent)
+        async with self._replays.opened(kept) as replay:
+            metrics.REPLAYS.labels(ask.dialect).inc()
+            headers = {**replay.headers, **TELLINGS[ask.dialect].rates(taken)}
+            await client.whole(Reply(replay.status, replay.body, headers, replay.content_type))
 
     async def _once(self, run: Run, ask: Ask, client: Client) -> Reply | None:
         """Serve it and keep its outcome; what ended before anything was dispatched leaves nothing behind."""

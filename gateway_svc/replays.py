@@ -6,21 +6,24 @@ Every run begun here ends in one of three ways: `finished`, `dropped` where noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 from gateway_svc import repeats
-from gateway_svc.recording import REPLAYED, Recorder, Room, Transcript, opened, packed
+from gateway_svc.recording import REPLAYED, Recorder, Transcript, opened, packed
 from gateway_svc.repeats import Apart, Retention, Wish
+from gateway_svc.shares import Shares
 from gateway_svc.store import replays as store
 from gateway_svc.store.replays import Held, Place, Sealed
 from gateway_svc.who import Agent
 from mesh import failpoints, sealing
 from mesh.db import Database
 from mesh.errors import MeshError, Unavailable
-from mesh.telemetry import logs
+from mesh.telemetry import logs, metrics
 
 BEAT_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
@@ -28,6 +31,7 @@ PRUNE_BATCH, PRUNE_BATCHES_MAX = 500, 100
 FINISH_TRIES_MAX, FINISH_SECONDS_MAX = 4, 5.0
 FINISH_PAUSE_SECONDS = 0.1  # doubled for each further try
 DRAIN_SECONDS_MAX = 5.0
+ROOM_SHARE = Fraction(1, 4)  # one organization's, of the memory for answers that are recorded or given again
 INLINE_BYTES_MAX = 32 * 1024  # more is packed and sealed on a thread, so that other completions go on
 
 log = logs.get(__name__)
@@ -60,8 +64,16 @@ class Fresh:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """There is an answer, still sealed."""
+
+    place: Place  # of the run that made it
+    answer: Sealed = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
-    """The answer that the first run gave; a stream is replayed as its events, all at once."""
+    """The answer that the first run gave; a stream is replayed as its events."""
 
     status: int
     content_type: str
@@ -71,7 +83,7 @@ class Replay:
 
 
 Made = TypeVar("Made")
-Beginning: TypeAlias = Fresh | Apart | Replay
+Beginning: TypeAlias = Fresh | Apart | Kept
 
 
 class Replays:
@@ -81,7 +93,7 @@ class Replays:
         self._db = db
         self._key = sealing_key
         self._limits = limits
-        self._room = Room(limits.memory_bytes_max)
+        self._room = Shares(limits.memory_bytes_max, ROOM_SHARE)
         self._runs: dict[Run, None] = {}
         self._leaving: dict[Run, None] = {}  # rows that are to go and may still be there
 
@@ -91,7 +103,7 @@ class Replays:
             raise Unavailable("OVERLOADED", "too many requests at once", retry_after_ms=500)
         key = repeats.key_sha256(wish, agent.id, request_sha256)
         place = Place(agent.id, agent.organization_id, key, request_sha256, request_id)
-        recorder = Recorder(self._limits.transcript_bytes_max, self._room)
+        recorder = Recorder(self._limits.transcript_bytes_max, self._room, agent.organization_id)
         run = Run(place, repeats.retention(wish, self._limits.kept), recorder)
         self._runs[run] = None
         try:
@@ -102,7 +114,27 @@ class Replays:
         if held is None:
             return Fresh(run)
         self._close(run)
-        return await self._repeat(wish, place, held)
+        return _repeat(wish, place, held)
+
+    @asynccontextmanager
+    async def opened(self, kept: Kept) -> AsyncGenerator[Replay]:
+        """Unseal an answer to be given again within the block; OVERLOADED while its organization has too many open."""
+        place, sealed = kept.place, kept.answer.transcript
+        if sealed is None:
+            raise repeats.expired(place.request_id)
+        try:
+            told = await _aside(len(sealed), partial(_open, self._key, place, kept.answer, sealed))
+        except sealing.BrokenSeal as error:
+            log.warn("replay.broken_seal", request_id=place.request_id, agent=place.agent_id, error=str(error))
+            raise repeats.expired(place.request_id) from None
+        body = told.body or b""
+        if not self._room.take(place.organization_id, len(body)):
+            metrics.SHED.labels("replays").inc()
+            raise Unavailable("OVERLOADED", "too many answers are given again at once", retry_after_ms=1_000)
+        try:
+            yield Replay(told.status, told.content_type, {**told.headers, **REPLAYED}, body, place.request_id)
+        finally:
+            self._room.give_back(place.organization_id, len(body))
 
     async def finished(self, run: Run, transcript: Transcript) -> None:
         """Keep a run's outcome; to be awaited before the client has its last byte.
@@ -182,25 +214,6 @@ class Replays:
                 log.warn("replay.prune_failed", error=_name(error))
             await asyncio.sleep(PRUNE_SECONDS if done else BEAT_SECONDS)
 
-    async def _repeat(self, wish: Wish, place: Place, held: Held) -> Apart | Replay:
-        decided = repeats.repeated(wish, place.request_sha256, held.standing)
-        if isinstance(decided, Apart):
-            return decided
-        return await self._opened(replace(place, request_id=held.standing.request_id), held)
-
-    async def _opened(self, place: Place, held: Held) -> Replay:
-        answer = held.answer
-        if answer is None or answer.transcript is None:
-            raise repeats.expired(place.request_id)
-        try:
-            sealed = answer.transcript
-            told = await _aside(len(sealed), partial(_open, self._key, place, answer, sealed))
-        except sealing.BrokenSeal as error:
-            log.warn("replay.broken_seal", request_id=place.request_id, agent=place.agent_id, error=str(error))
-            raise repeats.expired(place.request_id) from None
-        body = told.body or b""
-        return Replay(told.status, told.content_type, {**told.headers, **REPLAYED}, body, place.request_id)
-
     async def _write(self, run: Run, sealed: Sealed) -> bool:
         for tried in range(FINISH_TRIES_MAX - 1):
             try:
@@ -229,6 +242,15 @@ class Replays:
     def _close(self, run: Run) -> None:
         self._runs.pop(run, None)
         run.recorder.close()
+
+
+def _repeat(wish: Wish, place: Place, held: Held) -> Apart | Kept:
+    decided = repeats.repeated(wish, place.request_sha256, held.standing)
+    if isinstance(decided, Apart):
+        return decided
+    if held.answer is None:
+        raise repeats.expired(held.standing.request_id)
+    return Kept(replace(place, request_id=held.standing.request_id), held.answer)
 
 
 async def _aside(size_bytes: int, work: Callable[[], Made]) -> Made:

@@ -73,7 +73,8 @@ class Settings:
     replay_memory_bytes_max: int = setting(
         "MANDATE_GATEWAY_REPLAY_MEMORY_BYTES_MAX",
         256 * 1024 * 1024,
-        "What answers being recorded may take together in one process; one past it is not kept, as if too large.",
+        "What answers that are recorded or given again may take in one process, a quarter of it one organization's; "
+        "one past it is not kept, as if too large, or given again later.",
         minimum=1024,
     )
 

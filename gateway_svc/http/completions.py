@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TypeAlias
 
 from aiohttp import web
@@ -13,11 +14,14 @@ from aiohttp.typedefs import Handler
 from gateway_svc import genai
 from gateway_svc.admission import Ask
 from gateway_svc.dialects import Dialect
+from gateway_svc.flow import Reply
+from gateway_svc.http import answers
 from gateway_svc.http.answers import json_response
 from gateway_svc.http.draining import DRAINING
-from gateway_svc.http.errors import REQUEST_ID, Voice
+from gateway_svc.http.errors import BEGUN, REQUEST_ID, Voice
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
+from gateway_svc.shares import Shares
 from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
@@ -25,7 +29,8 @@ from mesh.secret import Secret
 from mesh.telemetry import metrics, traces
 
 READ_SECONDS_MAX = 60
-WRITE_SECONDS_MAX = 60
+SEATS_ALONE = Fraction(3, 4)
+OK = 200
 BEARER = "bearer "
 CLAMPS = ("", "on", "off")
 
@@ -33,7 +38,7 @@ Serving: TypeAlias = "Callable[[Ask, Connection], Awaitable[web.StreamResponse]]
 
 
 class Connection:
-    """The client of one request, as the flow sees it; after a failed or stuck write it counts as gone."""
+    """The client of one request, as the flow sees it; after a failed or stuck write it is cut off."""
 
     def __init__(self, request: web.Request, instance: str) -> None:
         self._request = request
@@ -46,19 +51,16 @@ class Connection:
         return self._lost or transport is None or transport.is_closing()
 
     async def begin(self, headers: dict[str, str]) -> None:
-        self.response = web.StreamResponse(
-            headers={
+        response = self._begun(
+            OK,
+            {
                 **headers,
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
-                **Voice.of(self._request).headers,
-                "x-mandate-instance": self._instance,
-            }
+            },
         )
-        if self._request.app[DRAINING].begun:
-            self.response.force_close()
-        await self._guarded(self.response.prepare(self._request))
+        await self._guarded(response.prepare(self._request))
 
     async def write(self, data: bytes) -> None:
         if self.response is not None and not self.gone():
@@ -69,35 +71,49 @@ class Connection:
         await self.write(last)
         failpoints.reach("gateway.reply.sent")
 
+    async def whole(self, reply: Reply) -> None:
+        """Send an answer that is no stream; nothing of it is left to be written afterwards."""
+        response = self._begun(reply.status, {**reply.headers, "content-type": reply.content_type})
+        await self._guarded(answers.send(self._request, response, reply.body))
+
+    async def finish(self) -> None:
+        """Send the end of what was begun."""
+        if self.response is not None and not self.gone():
+            await self._guarded(self.response.write_eof())
+
+    def _begun(self, status: int, headers: Mapping[str, str]) -> web.StreamResponse:
+        told = {**headers, **Voice.of(self._request).headers, "x-mandate-instance": self._instance}
+        response = self.response = self._request[BEGUN] = web.StreamResponse(status=status, headers=told)
+        if self._request.app[DRAINING].begun:
+            response.force_close()
+        return response
+
     async def _guarded(self, writing: Awaitable[object]) -> None:
         try:
-            async with asyncio.timeout(WRITE_SECONDS_MAX):
+            async with asyncio.timeout(answers.WRITE_SECONDS_MAX):
                 await writing
         except (ConnectionError, TimeoutError):
             self._lost = True
+            if self._request.transport is not None:
+                self._request.transport.abort()  # else what it did not read stays with us
 
 
 class Seats:
-    """What each organization has in flight here; bounded, since those with nothing are forgotten."""
+    """What each organization has in flight here: three quarters at most, less where others have many too."""
 
-    def __init__(self, each_max: int) -> None:
-        self._each_max = each_max
-        self._taken: dict[str, int] = {}
+    def __init__(self, total: int) -> None:
+        self._shares = Shares(total, SEATS_ALONE)
 
     @contextmanager
     def taken(self, organization_id: str) -> Generator[None]:
         """Take a seat for the block; OVERLOADED when the organization has as many as it may."""
-        before = self._taken.get(organization_id, 0)
-        if before >= self._each_max:
+        if not self._shares.take(organization_id, 1):
             metrics.SHED.labels("organization").inc()
             raise Unavailable("OVERLOADED", "too many requests of one organization at once", retry_after_ms=500)
-        self._taken[organization_id] = before + 1
         try:
             yield
         finally:
-            left = self._taken.pop(organization_id) - 1
-            if left:
-                self._taken[organization_id] = left
+            self._shares.give_back(organization_id, 1)
 
 
 class Endpoint:
@@ -106,7 +122,7 @@ class Endpoint:
     def __init__(self, completions: Repeating, in_flight_max: int, instance: str) -> None:
         self._completions = completions
         self._in_flight_max = in_flight_max
-        self._seats = Seats(in_flight_max - in_flight_max // 4)
+        self._seats = Seats(in_flight_max)
         self._instance = instance
         self._in_flight = 0
 
@@ -148,11 +164,11 @@ class Endpoint:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
             failpoints.reach("gateway.reply.sending")
-            return web.Response(
-                status=reply.status, body=reply.body, headers={**reply.headers, "content-type": reply.content_type}
-            )
+            await connection.whole(reply)
+            failpoints.reach("gateway.reply.sent")
         if connection.response is None:
             raise ConnectionResetError
+        await connection.finish()
         return connection.response
 
     async def _count(self, ask: Ask, _: Connection) -> web.StreamResponse:

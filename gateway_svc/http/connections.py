@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
+from gateway_svc.http import answers
 from gateway_svc.http.errors import Voice, raw, refusal, tagged
 from mesh.errors import DeadlineExceeded, Internal, InvalidArgument, MeshError, Unavailable
 from mesh.telemetry import logs, metrics
@@ -128,11 +129,18 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; one that aiohttp raised beside the routes, such as to a wrong Expect, in our shape."""
+        """Send an answer, within a time; one that aiohttp raised, such as to a wrong Expect, in our shape."""
         if isinstance(resp, web.HTTPException):
             resp = tagged(refusal(request, resp), self._connections.instance, Voice.of(request))
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        try:
+            async with asyncio.timeout(answers.WRITE_SECONDS_MAX):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self.force_close()
+            if request.transport is not None:
+                request.transport.abort()
+            return resp, True
 
     def _head_came(self) -> None:
         self._begun = False

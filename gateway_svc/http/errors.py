@@ -27,6 +27,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 CREDENTIALS = ("authorization", "x-api-key")
 MESSAGES_PATH, MODELS_PATH = "/v1/messages", "/v1/models"
 VERSION_HEADER = "anthropic-version"
+BEGUN = web.RequestKey("begun", web.StreamResponse)  # an answer whose head may have been sent
 
 log = logs.get(__name__)
 
@@ -117,17 +118,34 @@ def raw(error: MeshError, instance: str) -> bytes:
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except MeshError as error:
-        return _challenging(request, error)
-    except (ClientLeft, ConnectionError, asyncio.IncompleteReadError):
-        return web.Response(status=CLIENT_CLOSED_REQUEST)
-    except web.HTTPException as error:
-        return refusal(request, error)
-    except web.RequestPayloadError:
-        return Voice.of(request).answer(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"))
-    except Exception as bug:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
-        log.error("http.bug", bug, request_id=request[REQUEST_ID], path=request.path[:200])
-        return Voice.of(request).answer(Internal("INTERNAL", "the gateway failed"))
+    except Exception as error:  # noqa: BLE001  # the edge of the process: whatever is left is a bug and must not leak
+        begun = request.get(BEGUN)
+        return _answer_to(request, error) if begun is None else _cut_off(request, begun, error)
+
+
+def _answer_to(request: web.Request, error: Exception) -> web.Response:
+    match error:
+        case MeshError():
+            return _challenging(request, error)
+        case ClientLeft() | ConnectionError() | asyncio.IncompleteReadError():
+            return web.Response(status=CLIENT_CLOSED_REQUEST)
+        case web.HTTPException():
+            return refusal(request, error)
+        case web.RequestPayloadError():
+            return Voice.of(request).answer(InvalidArgument("BAD_REQUEST", "the body is not what its headers say"))
+        case _:
+            log.error("http.bug", error, request_id=request[REQUEST_ID], path=request.path[:200])
+            return Voice.of(request).answer(Internal("INTERNAL", "the gateway failed"))
+
+
+def _cut_off(request: web.Request, begun: web.StreamResponse, error: Exception) -> web.StreamResponse:
+    """End the connection of an answer that has begun: a second head would be read as a part of it."""
+    if not isinstance(error, ClientLeft | ConnectionError):
+        log.error("http.bug", error, request_id=request[REQUEST_ID], path=request.path[:200])
+        metrics.ANSWERS_CUT.inc()
+    if request.transport is not None:
+        request.transport.abort()
+    return begun
 
 
 def _challenging(request: web.Request, error: MeshError) -> web.Response:

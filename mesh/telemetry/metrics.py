@@ -19,6 +19,9 @@ VIOLATIONS = Counter("mandate_violations_total", "Refusals by policy, on record.
 CIRCUITS_OPENED = Counter(
     "mandate_circuits_opened_total", "Times that an upstream was given up for a while.", ["provider"], registry=REGISTRY
 )
+ANSWERS_CUT = Counter(
+    "mandate_answers_cut_total", "Answers that a failure of ours ended after they had begun.", registry=REGISTRY
+)
 STREAMS_LEFT = Counter(
     "mandate_streams_left_total", "Streams that nobody read to their end, by theirs.", ["ending"], registry=REGISTRY
 )

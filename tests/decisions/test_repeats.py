@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_svc import failures, repeats
-from gateway_svc.recording import EVENTS, JSON, Recorder, Room, opened, packed
+from gateway_svc.recording import EVENTS, JSON, Recorder, opened, packed
 from gateway_svc.repeats import Apart, Keyed, Replayed, Retention, Retries, Standing, State
+from gateway_svc.shares import Shares
 from mesh.errors import InvalidArgument, MeshError, Unavailable
 
 THIS, OTHER = b"\1" * 32, b"\2" * 32
@@ -143,7 +146,7 @@ def test_a_passing_refusal_that_cost_nothing_is_not_final(status: int, charged_m
 
 
 def recorder(bytes_max: int = 10, room_bytes: int = 100) -> Recorder:
-    made = Recorder(bytes_max, Room(room_bytes))
+    made = Recorder(bytes_max, Shares(room_bytes, Fraction(1, 2)), "org_a")
     made.begin(200, EVENTS, {})
     return made
 
@@ -171,8 +174,8 @@ def test_an_answer_past_the_bound_stays_so() -> None:
 
 
 def test_recordings_share_a_room_and_give_it_back() -> None:
-    room = Room(15)
-    one, two, three = (Recorder(10, room) for _ in range(3))
+    room = Shares(25, Fraction(1, 2))
+    one, two, three = (Recorder(10, room, "org_a") for _ in range(3))
     for made in (one, two, three):
         made.begin(200, EVENTS, {})
     one.write(b"0" * 10)
@@ -182,9 +185,22 @@ def test_recordings_share_a_room_and_give_it_back() -> None:
     assert [len(made.transcript().body or b"") for made in (two, three)] == [0, 10]
 
 
+def test_one_organizations_recordings_leave_room_to_another() -> None:
+    room = Shares(100, Fraction(1, 4))
+    for number in range(20):
+        made = Recorder(10, room, "org_greedy")
+        made.begin(200, EVENTS, {})
+        made.write(b"0" * 10)
+        assert (made.transcript().body is not None) is (number < 2)
+    other = Recorder(10, room, "org_other")
+    other.begin(200, EVENTS, {})
+    other.write(b"0" * 10)
+    assert other.transcript().body == b"0" * 10
+
+
 def test_a_closed_recording_takes_no_room() -> None:
-    room = Room(10)
-    closed, other = Recorder(10, room), Recorder(10, room)
+    room = Shares(20, Fraction(1, 2))
+    closed, other = Recorder(10, room, "org_a"), Recorder(10, room, "org_b")
     other.begin(200, EVENTS, {})
     closed.close()
     closed.write(b"0" * 10)
@@ -225,12 +241,12 @@ def test_an_errors_retry_time_is_not_kept() -> None:
 
 def test_an_answer_that_was_not_begun_has_no_transcript() -> None:
     with pytest.raises(RuntimeError, match="not begun"):
-        Recorder(10, Room(10)).transcript()
+        Recorder(10, Shares(10, Fraction(1, 2)), "org_a").transcript()
 
 
 @given(st.binary(), st.dictionaries(st.text(alphabet="abc-"), st.text()))
 def test_a_transcript_opens_as_it_was_packed(body: bytes, named: dict[str, str]) -> None:
-    made = Recorder(10_000, Room(10_000))
+    made = Recorder(10_000, Shares(20_000, Fraction(1, 2)), "org_a")
     made.whole(201, body, {f"x-mandate-{name}": text for name, text in named.items()})
     whole = made.transcript()
     assert opened(whole.status, whole.head(), packed(body)) == whole

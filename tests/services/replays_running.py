@@ -13,7 +13,7 @@ import pytest
 
 from gateway_svc import repeats
 from gateway_svc.repeats import Apart, Keyed, Retention, Wish
-from gateway_svc.replays import Fresh, Limits, Replay, Replays, Run
+from gateway_svc.replays import Fresh, Kept, Limits, Replay, Replays, Run
 from gateway_svc.who import Agent
 from mesh import db, ids
 from mesh.db import Database
@@ -40,7 +40,11 @@ class Pair:
 
     async def begin(self, replays: Replays, wish: Wish, body: bytes = BODY) -> Fresh | Apart | Replay:
         request = repeats.request_sha256("POST", "/v1/chat/completions", body)
-        return await replays.begin(wish, self.agent, request, ids.new(ids.Kind.REQUEST))
+        begun = await replays.begin(wish, self.agent, request, ids.new(ids.Kind.REQUEST))
+        if not isinstance(begun, Kept):
+            return begun
+        async with replays.opened(begun) as replay:
+            return replay
 
     async def run(self, replays: Replays, wish: Wish, body: bytes = BODY) -> Run:
         begun = await self.begin(replays, wish, body)

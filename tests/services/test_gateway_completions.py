@@ -12,7 +12,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI, AuthenticationError
 from mandate.identity.v1 import directory_pb2, keys_pb2
 from mesh.caller import acting
 from mesh.client import call
-from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
+from tests.services.gateway_running import Answer, Mesh, RunningGateway, Tenant, gateway_running
 from tests.services.identity_running import fresh
 
 HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "content": "Hello, mock"}]}
@@ -289,10 +289,11 @@ async def test_health_version_and_metrics_are_open(gateway: RunningGateway) -> N
     assert b"mandate_completions_total" in (await gateway.get("/metrics")).body
 
 
-async def test_one_process_takes_only_so_many_at_once(mesh: Mesh, tenant: Tenant, tmp_path: Path) -> None:
+async def test_one_process_takes_only_so_many_at_once(mesh: Mesh, tmp_path: Path) -> None:
+    tenants = [await mesh.tenant() for _ in range(4)]
     async with gateway_running(mesh, tmp_path, in_flight_max=2) as small:
         slow = {"x_mock": "latency_ms=500"}
-        answers = await asyncio.gather(*(small.ask(tenant, HELLO, **slow) for _ in range(4)))
+        answers = await asyncio.gather(*(small.ask(tenant, HELLO, **slow) for tenant in tenants))
     statuses = sorted(answer.status for answer in answers)
     assert statuses == [200, 200, 503, 503]
     assert {answer.code for answer in answers if answer.status == 503} == {"overloaded"}
@@ -316,6 +317,18 @@ async def test_no_organization_takes_every_seat(mesh: Mesh, tenant: Tenant, tmp_
         await asyncio.sleep(0.3)
         assert (await small.ask(other, HELLO)).status == 200
         assert sorted(answer.status for answer in await asyncio.gather(*greedy)) == [200, 200, 200, 503]
+
+
+async def test_two_greedy_organizations_leave_a_seat_to_a_third(mesh: Mesh, tenant: Tenant, tmp_path: Path) -> None:
+    other, third = await mesh.tenant(), await mesh.tenant()
+    async with gateway_running(mesh, tmp_path, in_flight_max=8) as small:
+        asking: list[asyncio.Future[Answer]] = []
+        for greedy in (tenant, other):
+            asking += [asyncio.ensure_future(small.ask(greedy, HELLO, x_mock="latency_ms=800")) for _ in range(8)]
+            await asyncio.sleep(0.2)
+        assert (await small.ask(third, HELLO)).status == 200
+        statuses = [answer.status for answer in await asyncio.gather(*asking)]
+    assert [statuses[:8].count(200), statuses[8:].count(200)] == [6, 1]
 
 
 async def test_a_stranger_is_refused_before_a_body_is_waited_for(gateway: RunningGateway) -> None:

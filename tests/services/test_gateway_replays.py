@@ -340,7 +340,7 @@ async def test_a_gateway_has_so_many_runs_and_no_more(pair: Pair) -> None:
 
 
 async def test_a_run_that_ended_gives_its_memory_back(pair: Pair) -> None:
-    small = dataclasses.replace(pair, one=bounded(pair, memory_bytes_max=100))
+    small = dataclasses.replace(pair, one=bounded(pair, memory_bytes_max=250))
     wishes = [keyed() for _ in range(3)]
     for wish in wishes:
         await small.finished(wish, b"x" * 60)
