@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, final
 
-from gateway_svc.providers import BrokenOff
+from gateway_svc.providers import BrokenOff, TooLarge
 from gateway_svc.providers.http1.framing import Malformed, Reading
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 UNREAD_BYTES_MAX = 256 * 1024
 PART_BYTES_LEAST = 64  # what a part takes in memory however short it is
 BUFFERED_BYTES_MAX = 256 * 1024 * 1024
-
-
-class TooLarge(BrokenOff):
-    """An answer is more than may wait to be read here, which says nothing against the provider."""
 
 
 @final
