@@ -138,3 +138,15 @@ async def test_an_sdks_retry_is_taken_for_the_same_run_where_that_is_asked_for(
     assert retried.body == first.body
     assert another.body != first.body
     assert [billed(gateway, answer) for answer in (first, retried, another)] == [1, 0, 1]
+
+
+async def test_a_repeat_counts_as_a_request_of_its_agent(gateway: RunningGateway, mesh: Mesh) -> None:
+    tenant = await mesh.tenant()
+    await gateway.limit(tenant, tenant.family.agent_id, requests_per_minute=3, tokens_per_minute=1_000)
+    await asyncio.sleep(1)
+    key = fresh("key")
+    answers = [await gateway.ask(tenant, ASK, idempotency_key=key) for _ in range(5)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0", "0"]
+    assert answers[3].code == "rate_limit_exceeded"
+    assert "idempotency-replayed" not in answers[3].headers
