@@ -36,6 +36,7 @@ class Ask:
     request_id: str
     dialect: Dialect
     key: Secret | None
+    agent: Agent  # who asks, as the key said when the request came
     body: bytes
     clamp: bool
     mock: str
@@ -70,7 +71,7 @@ class Admission:
 
     async def admit(self, ask: Ask) -> Admitted:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
-        agent = await self.agent(ask.key)
+        agent = ask.agent
         policy = await self._rules.over(agent.path)
         async with self._recorded(ask, agent):
             request, choices = await self._choose(ask, agent, policy)
@@ -84,7 +85,7 @@ class Admission:
 
         With the platform's key it may go so often a minute and no more, whatever policies say.
         """
-        agent = await self.agent(ask.key)
+        agent = ask.agent
         policy = await self._rules.over(agent.path)
         async with self._recorded(ask, agent):
             _, choices = await self._choose(ask, agent, policy)

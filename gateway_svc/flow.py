@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -35,7 +35,6 @@ from mesh.telemetry import logs
 OK, BAD_GATEWAY = 200, 502
 ANSWERED = frozenset({"choices", "content", "output", "data"})  # what an answer has, in one dialect or another
 JSON = "application/json"
-DISPATCH_SECONDS_MAX = 3_600  # of one answer: a provider that trickles would keep its hold for ever
 STALE_PATH_MS_MAX = 1_000
 MOVES_MAX = 3
 STALE_PATH_PAUSE_SECONDS = 0.05
@@ -49,6 +48,10 @@ class ClientLeft(Exception):
 
 class _Moved(Exception):
     """The agent has other levels above it than those whose policies let it in."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent.id)
+        self.agent = agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,9 @@ class Completions:
             admitted = await self._admission.admit(ask)
             try:
                 return admitted, await self._hold(admitted)
-            except _Moved:
+            except _Moved as moved:
                 self._admission.correct(admitted, 0)
+                ask = replace(ask, agent=moved.agent)
         raise Unavailable("ACCOUNTING_UNAVAILABLE", "the agent is being moved", retry_after_ms=500)
 
     async def _hold(self, admitted: Admitted) -> Grant:
@@ -142,7 +146,7 @@ class Completions:
             await asyncio.sleep(STALE_PATH_PAUSE_SECONDS)
             agent = await self._admission.agent_anew(admitted.ask.key)
             if agent.path != admitted.agent.path:
-                raise _Moved
+                raise _Moved(agent)
 
     def _check(self, passage: Passage, client: Client) -> None:
         """See that somebody still waits and that the hold is still ours."""
@@ -153,14 +157,14 @@ class Completions:
 
     async def _dispatch(self, passage: Passage, client: Client) -> Reply | None:
         try:
-            async with asyncio.timeout(DISPATCH_SECONDS_MAX), self._attempts.made(passage) as exchange:
+            async with self._attempts.made(passage) as exchange:
                 if isinstance(exchange, Refusal):
                     return await self._refused(passage, exchange, client)
                 if passage.admitted.request.stream:
                     await self._stream(passage, exchange, client)
                     return None
                 return await self._whole(passage, exchange, client)
-        except (BrokenOff, TimeoutError) as error:
+        except BrokenOff as error:
             log.warn("upstream.cut", provider=passage.choice.model.provider, error=str(error))
             await passage.settle(BROKEN_OFF, client_gone=client.gone())
             raise failures.cut() from None

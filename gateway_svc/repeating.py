@@ -48,7 +48,7 @@ class Repeating:
         """Serve one completion, or give again the answer that it got before; None when the client has it already."""
         if ask.wish is None:
             return await self._completions.run(ask, client)
-        agent = await self._completions.recognize(ask.key)
+        agent = ask.agent
         digest = request_sha256("POST", ask.dialect, ask.body)
         match await self._replays.begin(ask.wish, agent, digest, ask.request_id):
             case Apart():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -22,6 +21,7 @@ from gateway_svc.http.errors import BEGUN, REQUEST_ID, Voice
 from gateway_svc.repeating import Repeating
 from gateway_svc.repeats import COUNT_HEADER, DEDUPE_HEADER, KEY_HEADER, wish
 from gateway_svc.shares import Shares
+from gateway_svc.who import Agent
 from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import DeadlineExceeded, InvalidArgument, Unavailable
@@ -104,16 +104,15 @@ class Seats:
     def __init__(self, total: int) -> None:
         self._shares = Shares(total, SEATS_ALONE)
 
-    @contextmanager
-    def taken(self, organization_id: str) -> Generator[None]:
-        """Take a seat for the block; OVERLOADED when the organization has as many as it may."""
+    def take(self, organization_id: str) -> None:
+        """Take a seat; OVERLOADED when the organization has as many as it may."""
         if not self._shares.take(organization_id, 1):
             metrics.SHED.labels("organization").inc()
             raise Unavailable("OVERLOADED", "too many requests of one organization at once", retry_after_ms=500)
-        try:
-            yield
-        finally:
-            self._shares.give_back(organization_id, 1)
+
+    def leave(self, organization_id: str) -> None:
+        """Give a seat back."""
+        self._shares.give_back(organization_id, 1)
 
 
 class Endpoint:
@@ -152,18 +151,32 @@ class Endpoint:
                 agent = await self._completions.recognize(key)
                 span.set(genai.AGENT_ID, agent.id)
                 span.set("mandate.organization_id", agent.organization_id)
-                with self._seats.taken(agent.organization_id):
-                    ask = await _ask_of(request, dialect, key, started_ms)
+                self._seats.take(agent.organization_id)
+                try:
+                    ask = await self._read(request, dialect, key, agent, started_ms)
                     response = await serve(ask, Connection(request, self._instance))
                     span.set(genai.HTTP_STATUS, response.status)
                     return response
+                finally:
+                    self._seats.leave(agent.organization_id)
         finally:
             self._in_flight -= 1
+
+    async def _read(
+        self, request: web.Request, dialect: Dialect, key: Secret | None, agent: Agent, started_ms: float
+    ) -> Ask:
+        if request.content.is_eof():  # the body came with its head, as small ones do
+            return _ask_of(request, dialect, agent, await request.read(), started_ms)
+        body = await _body_of(request)
+        return _ask_of(request, dialect, await self._completions.recognize(key), body, started_ms)
 
     async def _serve(self, ask: Ask, connection: Connection) -> web.StreamResponse:
         reply = await self._completions.run(ask, connection)
         if reply is not None:
             failpoints.reach("gateway.reply.sending")
+            if len(reply.body) <= answers.PIECE_BYTES:  # goes out with its head, and waits for no reader
+                headers = {**reply.headers, "content-type": reply.content_type}
+                return web.Response(status=reply.status, body=reply.body, headers=headers)
             await connection.whole(reply)
             failpoints.reach("gateway.reply.sent")
         if connection.response is None:
@@ -175,15 +188,16 @@ class Endpoint:
         return json_response({"input_tokens": await self._completions.count(ask)})
 
 
-async def _ask_of(request: web.Request, dialect: Dialect, key: Secret | None, started_ms: float) -> Ask:
+def _ask_of(request: web.Request, dialect: Dialect, agent: Agent, body: bytes, started_ms: float) -> Ask:
     clamp = request.headers.get("x-mandate-clamp", "").strip().lower()
     if clamp not in CLAMPS:
         raise InvalidArgument("INVALID_FIELD", "x-mandate-clamp must be on or off", field="x-mandate-clamp")
     return Ask(
         request_id=request[REQUEST_ID],
         dialect=dialect,
-        key=key,
-        body=await _body_of(request),
+        key=key_of(request),
+        agent=agent,
+        body=body,
         clamp=clamp != "off",
         mock=request.headers.get("x-mock", ""),
         started_ms=started_ms,

@@ -29,6 +29,16 @@ class Meter(Protocol):
         """Return our own count of the output; None where what arrived can't be counted."""
         ...
 
+    @property
+    def told_input(self) -> TokenUsage | None:
+        """Return the classes of the input where the provider tells them at the beginning; the output is 0."""
+        ...
+
+    @property
+    def wrote(self) -> bool:
+        """Return whether anything was seen that the model wrote, or that nobody can read."""
+        ...
+
     def feed(self, data: bytes) -> bytes:
         """Take in bytes and return the whole events that may be passed on; OversizedEvent for one that never ends."""
         ...

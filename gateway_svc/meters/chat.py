@@ -10,12 +10,14 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting, bytes_of_text
+from gateway_svc.meters.foreign import is_foreign
 from gateway_svc.usage import TokenUsage, of_openai
 
 DATA, EVENT_END = b"data:", b"\n\n"
 # What has to be read. Text of the model stands in JSON strings, where each quote has a backslash before it: it can't
 # look like a member. Searches for plain bytes take a tenth of the time of one expression for all of them.
 ERROR, CHOICES, USAGE, FINISH = b'"error"', b'"choices"', b'"usage"', b'"finish_reason"'
+WRITTEN = ("delta", "message", "text")  # the latter two where a server streams in the shape of whole answers
 DONE, NULL = b"[DONE]", b"null"
 
 
@@ -29,7 +31,7 @@ class ChatMeter:
         self.complete = False
         self._usage: TokenUsage | None = None
         self._final = False  # the usage is that of the whole answer
-        self._foreign = False  # it ended in what is no event, which nobody can count
+        self._foreign = False  # something in it is no event, which nobody can count
         self._splitter = sse.Splitter()
         self._counting = Counting(_bytes_written)
 
@@ -42,6 +44,14 @@ class ChatMeter:
     @property
     def counted_tokens(self) -> int | None:
         return None if self._foreign else self._counting.tokens
+
+    @property
+    def told_input(self) -> TokenUsage | None:
+        return None  # this dialect tells it at the end
+
+    @property
+    def wrote(self) -> bool:
+        return self._foreign or self._counting.wrote
 
     def feed(self, data: bytes) -> bytes:
         if self.over:
@@ -60,8 +70,12 @@ class ChatMeter:
         rest = self._splitter.rest.strip()
         if not rest or self.over:
             return b""
-        self._foreign = not sse.data_of(rest)
         return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
+
+    def _fail(self, event: bytes) -> bytes:
+        """End at what is no event of this dialect, and which nobody can count."""
+        self.failure, self.over, self._foreign = event.strip(), True, True
+        return b""
 
     def _take(self, event: bytes) -> bytes:
         """Read one event and return it if it may be passed on."""
@@ -70,7 +84,7 @@ class ChatMeter:
             return event
         data = sse.data_of(event)
         if not data:
-            return event
+            return self._fail(event) if is_foreign(event) else event
         if data == DONE:
             self.complete = self.over = True
             return b""
@@ -126,7 +140,8 @@ def _bytes_written(event: bytes) -> int:
     choices = _chunk_of(sse.data_of(event)).get("choices")
     if not isinstance(choices, list):
         return 0
-    return sum(bytes_of_text(choice.get("delta")) for choice in choices if isinstance(choice, dict))
+    written = (choice.get(name) for choice in choices if isinstance(choice, dict) for name in WRITTEN)
+    return sum(map(bytes_of_text, written))
 
 
 def usage_of(document: JsonObject) -> TokenUsage | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gateway_svc.dialects.reading import Json
 
@@ -14,8 +14,11 @@ NAMES = frozenset({"role", "id", "type", "index", "signature"})  # members that 
 class Counting:
     """Events set aside unread: most streams tell their usage, and then nobody counts."""
 
-    def __init__(self, bytes_written: Callable[[bytes], int]) -> None:
+    def __init__(self, bytes_written: Callable[[bytes], int], signs: Sequence[bytes] = ()) -> None:
+        """Take what adds up the bytes of an event, and what else in one shows that the model is at work."""
         self._bytes_written = bytes_written
+        self._signs = signs
+        self._signed = False
         self._aside: list[bytes] = []
         self._aside_bytes = 0
         self._written_bytes = 0
@@ -26,6 +29,12 @@ class Counting:
         """Return how many events held something that the model wrote."""
         self._count()
         return self._written_events
+
+    @property
+    def wrote(self) -> bool:
+        """Return whether the model wrote anything, be it something that is not shown."""
+        self._count()
+        return self._signed or self._written_events > 0
 
     @property
     def tokens(self) -> int:
@@ -41,6 +50,7 @@ class Counting:
             self._count()
 
     def _count(self) -> None:
+        self._signed = self._signed or any(sign in event for sign in self._signs for event in self._aside)
         for event in b"".join(self._aside).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
             if event and (written := self._bytes_written(event)):
                 self._written_bytes += written

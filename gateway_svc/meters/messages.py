@@ -13,6 +13,7 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting, bytes_of_text
+from gateway_svc.meters.foreign import is_foreign
 from gateway_svc.usage import TOKENS_MAX, TokenUsage
 
 EVENT_END = b"\n\n"
@@ -30,11 +31,12 @@ class MessagesMeter:
         self.failure = b""
         self.over = False
         self.complete = False
+        self._told_input: TokenUsage | None = None
         self._figures: JsonObject = {}  # those of message_start, and over them those of message_delta
         self._final = False  # the output is that of the whole answer
-        self._foreign = False  # it ended in what is no event, which nobody can count
+        self._foreign = False  # something in it is no event, which nobody can count
         self._splitter = sse.Splitter()
-        self._counting = Counting(_bytes_written)
+        self._counting = Counting(_bytes_written, (b"content_block",))
 
     @property
     def usage(self) -> TokenUsage | None:
@@ -43,6 +45,14 @@ class MessagesMeter:
     @property
     def counted_tokens(self) -> int | None:
         return None if self._foreign else self._counting.tokens
+
+    @property
+    def told_input(self) -> TokenUsage | None:
+        return self._told_input
+
+    @property
+    def wrote(self) -> bool:
+        return self._foreign or self._counting.wrote
 
     def feed(self, data: bytes) -> bytes:
         if self.over:
@@ -61,8 +71,12 @@ class MessagesMeter:
         rest = self._splitter.rest.strip()
         if not rest or self.over:
             return b""
-        self._foreign = not sse.data_of(rest)
         return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
+
+    def _fail(self, event: bytes) -> bytes:
+        """End at what is no event of this dialect, and which nobody can count."""
+        self.failure, self.over, self._foreign = event.strip(), True, True
+        return b""
 
     def _take(self, event: bytes) -> bytes:
         """Read one event and return what may be passed on."""
@@ -71,7 +85,7 @@ class MessagesMeter:
             return event
         data = sse.data_of(event)
         if not data:
-            return event
+            return self._fail(event) if is_foreign(event) else event
         message = _document(data)
         kind = message.get("type")
         if not isinstance(kind, str) or kind == "error":
@@ -83,6 +97,7 @@ class MessagesMeter:
         match message:
             case {"type": "message_start", "message": dict(start)}:
                 self._see(start.get("usage"))
+                self._told_input = _input_of(start)
             case {"type": "message_delta"}:
                 earlier = self._release()
                 self.kept = [event]
@@ -117,6 +132,15 @@ def usage_of(document: JsonObject) -> TokenUsage | None:
     """Read the figures in a whole answer; None when they are missing or broken."""
     usage = document.get("usage")
     return _usage(usage) if isinstance(usage, dict) else None
+
+
+def _input_of(start: JsonObject) -> TokenUsage | None:
+    """Read what a message_start tells of the input; servers that tell none until the end say 0."""
+    usage = start.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    told = _usage({**usage, "output_tokens": 0})
+    return told if told is not None and told.input_total else None
 
 
 def _usage(usage: JsonObject) -> TokenUsage | None:

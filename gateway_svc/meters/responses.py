@@ -7,6 +7,7 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting
+from gateway_svc.meters.foreign import is_foreign
 from gateway_svc.usage import TokenUsage, of_openai
 
 # What may end a stream, in its event line or its data; where it is only a text of the model, it is read for nothing.
@@ -29,7 +30,7 @@ class ResponsesMeter:
         self._usage: TokenUsage | None = None
         self._foreign = False
         self._splitter = sse.Splitter(EVENT_BYTES_MAX)
-        self._counting = Counting(_bytes_written)
+        self._counting = Counting(_bytes_written, (b".delta", b"response.output_item"))
 
     @property
     def usage(self) -> TokenUsage | None:
@@ -38,6 +39,14 @@ class ResponsesMeter:
     @property
     def counted_tokens(self) -> int | None:
         return None if self._foreign else self._counting.tokens
+
+    @property
+    def told_input(self) -> TokenUsage | None:
+        return None  # this dialect tells it at the end
+
+    @property
+    def wrote(self) -> bool:
+        return self._foreign or self._counting.wrote
 
     def feed(self, data: bytes) -> bytes:
         if self.over:
@@ -56,13 +65,19 @@ class ResponsesMeter:
         rest = self._splitter.rest.strip()
         if not rest or self.over:
             return b""
-        self._foreign = not sse.data_of(rest)
         return self._take(rest + EVENT_END)
+
+    def _fail(self, event: bytes) -> bytes:
+        """End at what is no event of this dialect, and which nobody can count."""
+        self.failure, self.over, self._foreign = event.strip(), True, True
+        return b""
 
     def _take(self, event: bytes) -> bytes:
         data = sse.data_of(event)
-        if not data or data == b"[DONE]":
-            return b"" if data else event
+        if not data:
+            return self._fail(event) if is_foreign(event) else event
+        if data == b"[DONE]":
+            return b""
         if _ordinary(event):
             self._counting.add(event)
             return event

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import ClassVar
 
 import orjson
@@ -11,7 +12,7 @@ import orjson
 from gateway_svc import genai
 from gateway_svc.credentials import Credential
 from gateway_svc.dialects import Dialect
-from gateway_svc.providers import Call, NotSent
+from gateway_svc.providers import Call, Exchange, NotSent
 from gateway_svc.providers.upstream import Answer, Upstream
 from mesh.telemetry import traces
 
@@ -36,13 +37,8 @@ class Vendor:
     def check(self, order: str) -> None:
         """Follow no orders: those are for the mock models."""
 
-    @asynccontextmanager
-    async def ask(self, call: Call) -> AsyncGenerator[VendorExchange]:
-        if (span := traces.current()) is not None and call.credential is not None:
-            _, base_url = self._way(call.credential)
-            span.tell(genai.server(base_url))
-        async with self.post(call, self.paths[call.request.dialect]) as answer:
-            yield VendorExchange(answer)
+    def ask(self, call: Call) -> AbstractAsyncContextManager[Exchange]:
+        return _Asking(self, call)
 
     async def count(self, call: Call) -> int | None:
         return None
@@ -51,13 +47,12 @@ class Vendor:
         """Return the headers that carry a key."""
         return {"authorization": f"Bearer {credential.secret.reveal()}"}
 
-    @asynccontextmanager
-    async def post(self, call: Call, path: str) -> AsyncGenerator[Answer]:
+    def post(self, call: Call, path: str) -> AbstractAsyncContextManager[Answer]:
         """Send a call's document to one path."""
         credential = call.credential
         if credential is None:
             raise NotSent("there is no credential")
-        pool, base_url = self._way(credential)
+        pool, base_url = self.way(credential)
         headers = {
             **self.authorized(credential),
             "content-type": "application/json",
@@ -67,12 +62,35 @@ class Vendor:
         }
         if not credential.named and (trace := traces.traceparent()) is not None:
             headers["traceparent"] = trace  # operators' upstreams alone may learn of our traces
-        async with pool.post(_address(base_url, path), headers, orjson.dumps(call.document)) as answer:
-            yield answer
+        return pool.post(_address(base_url, path), headers, orjson.dumps(call.document))
 
-    def _way(self, credential: Credential) -> tuple[Upstream, str]:
+    def way(self, credential: Credential) -> tuple[Upstream, str]:
         """Return the pool and the address that a key leads to."""
         return (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
+
+
+class _Asking:
+    """A call as a block; a class, as a generator would cost more than what it does here."""
+
+    __slots__ = ("_call", "_post", "_vendor")
+
+    def __init__(self, vendor: Vendor, call: Call) -> None:
+        self._vendor = vendor
+        self._call = call
+        self._post: AbstractAsyncContextManager[Answer] | None = None
+
+    async def __aenter__(self) -> Exchange:
+        vendor, call = self._vendor, self._call
+        if (span := traces.current()) is not None and call.credential is not None:
+            span.tell(genai.server(vendor.way(call.credential)[1]))
+        self._post = vendor.post(call, vendor.paths[call.request.dialect])
+        return VendorExchange(await self._post.__aenter__())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._post is not None:
+            await self._post.__aexit__(kind, error, trace)
 
 
 class VendorExchange:

@@ -46,6 +46,7 @@ class Exchange:
     """An answer on its way from a connection to its one reader; `seen` is when the peer last gave a sign of life."""
 
     __slots__ = (
+        "_began",
         "_failure", "_is_ours", "_is_paused", "_is_whole", "_line", "_parts", "_room", "_unread_bytes", "_waiter",
         "reading", "seen",
     )  # fmt: skip
@@ -53,6 +54,7 @@ class Exchange:
     def __init__(self, line: Line, room: Room, now: float) -> None:
         self.reading = Reading()
         self.seen = now
+        self._began = now
         self._line: Line | None = line
         self._room = room
         self._parts: list[bytes] = []
@@ -141,6 +143,10 @@ class Exchange:
     def is_silent(self, since: float) -> bool:
         """Return whether the peer gave no sign of life since then, although it could."""
         return self.seen < since and not self._is_paused
+
+    def is_older(self, than: float) -> bool:
+        """Return whether it began before a time."""
+        return self._began < than
 
     def fail(self, why: str) -> None:
         """Break it off: what has arrived can still be read, and then comes BrokenOff."""

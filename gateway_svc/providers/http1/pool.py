@@ -14,6 +14,7 @@ from gateway_svc.providers.http1.addresses import Address, Addresses
 from gateway_svc.providers.http1.connection import Connection
 from gateway_svc.providers.http1.request import Origin
 
+ANSWER_SECONDS_MAX = 3_600.0  # one that trickles would keep its hold for ever
 CLOSE_SECONDS_MAX = 1.0
 SWEEPS_PER_SILENCE = 10
 SWEEP_SECONDS_MAX = 0.5
@@ -292,6 +293,8 @@ class Pool:
                     connection.close()
             elif exchange.is_silent(now - self._limits.silence_seconds):
                 exchange.fail("it stayed silent")
+            elif exchange.is_older(now - ANSWER_SECONDS_MAX):
+                exchange.fail("it came to no end")
         self._sweep = None
         if self._open:
             self._sweep_later()
