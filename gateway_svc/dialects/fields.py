@@ -31,7 +31,7 @@ class FieldClass(Enum):
 NEUTRAL, BYTES, COUNTED, UNPRICED, UNSERVED = FieldClass
 Fields = Mapping[str, FieldClass]
 
-# What compatible servers know beside OpenAI (by the references of vLLM, OpenRouter, Groq, Together, Mistral and LiteLLM).
+# What compatible servers know beside OpenAI (references of vLLM, OpenRouter, Groq, Together, Mistral, LiteLLM).
 FOREIGN: Fields = dict.fromkeys(
     (
         # other models than the one that is allowed, alone or beside it, or the same one several times over
