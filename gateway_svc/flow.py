@@ -220,7 +220,7 @@ class Completions:
         translating = None if translation is None else translation.stream(request)
         await client.begin(passage.headers)
         relay = Relay(client, metering(), translating, cut=passage.admitted.policy.cut_abandoned_streams)
-        ending = _judged(await relay.run(exchange), choice)
+        ending = _judged(await relay.run(exchange), choice, failed=bool(relay.failure))
         passage.answered()
         passage.first_token_ms = relay.first_token_at_ms
         telling = TELLINGS[request.dialect]
@@ -234,7 +234,7 @@ class Completions:
             failure = failures.stream_failure(relay.failure, choice.secret)
             await client.end(telling.failure_event(failure))
             return
-        await client.end(telling.ending(relay.last(), settled.members(), usage_wanted=request.usage_wanted))
+        await client.end(telling.ending(relay.last, settled.members(), usage_wanted=request.usage_wanted))
 
 
 def usage_in(document: JsonObject, dialect: Dialect) -> tuple[TokenUsage | None, bool]:
@@ -242,11 +242,11 @@ def usage_in(document: JsonObject, dialect: Dialect) -> tuple[TokenUsage | None,
     return METERING[dialect].usage_of(document), document.get("usage") is not None
 
 
-def _judged(ending: Ending, choice: Choice) -> Ending:
-    """Trust no count of ours where the model thinks without showing it."""
+def _judged(ending: Ending, choice: Choice, *, failed: bool) -> Ending:
+    """Trust no count of ours where the model thinks without showing it, but for an error before its first word."""
     if ending.complete or not choice.thinks_unseen:
         return ending
-    return Ending(ending.status, ending.usage, None, ending.complete, ending.usage_seen)
+    return replace(ending, counted_tokens=None, wrote=ending.wrote or not failed)
 
 
 def _object_of(body: bytes) -> JsonObject:

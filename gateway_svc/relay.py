@@ -43,6 +43,7 @@ class Relay:
     def __init__(self, client: Client, meter: Meter, translation: StreamTranslation | None, *, cut: bool) -> None:
         self.first_token_at_ms = 0.0
         self.broken = False
+        self.last: list[bytes] = []  # the events that were held back, in the client's dialect
         self._client = client
         self._meter = meter
         self._translation = translation
@@ -53,11 +54,6 @@ class Relay:
         """Return the error that the provider reported in its stream; empty when it did not."""
         return self._meter.failure
 
-    def last(self) -> list[bytes]:
-        """Return the events that were held back, in the client's dialect."""
-        kept = self._meter.kept
-        return kept if self._translation is None else self._translation.end(kept)
-
     async def run(self, exchange: Exchange) -> Ending:
         """Pass the stream on until its end; a client that left is drained for, within bounds, or not."""
         meter = self._meter
@@ -67,9 +63,28 @@ class Relay:
             self.broken = True
         if self._client.gone():
             metrics.STREAMS_LEFT.labels("cut" if self.broken else "drained").inc()
-        complete = meter.complete and not self.broken and not meter.failure
+        complete = self._ended()
         seen = meter.usage is not None or any(b'"usage"' in event for event in meter.kept)
-        return Ending(exchange.status, meter.usage, meter.counted_tokens, complete, seen)
+        return Ending(
+            status=exchange.status,
+            usage=meter.usage,
+            counted_tokens=meter.counted_tokens,
+            complete=complete,
+            usage_seen=seen,
+            told_input=meter.told_input,
+            wrote=meter.wrote,
+        )
+
+    def _ended(self) -> bool:
+        """Put the last events into the client's dialect; False where there is no whole answer, or no way to tell it."""
+        meter = self._meter
+        if not meter.complete or self.broken or meter.failure:
+            return False
+        try:
+            self.last = meter.kept if self._translation is None else self._translation.end(meter.kept)
+        except ValueError:
+            self.broken = True
+        return not self.broken
 
     async def _pass_on(self, exchange: Exchange) -> None:
         drained_bytes = 0

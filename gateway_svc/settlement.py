@@ -25,7 +25,8 @@ class Ending:
     """How the provider's answer ended.
 
     `usage` is what it said, `usage_seen` whether it said anything at all; `counted_tokens` the output that was seen to
-    arrive, None where it can't be counted; `complete` is false when it broke off.
+    arrive, None where it can't be counted; `complete` is false when it broke off. `told_input` is what it said of its
+    input before it broke off, `wrote` whether anything of its output was seen to come.
     """
 
     status: int
@@ -33,6 +34,8 @@ class Ending:
     counted_tokens: int | None
     complete: bool
     usage_seen: bool = False
+    told_input: TokenUsage | None = None
+    wrote: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,22 @@ def settlement(ending: Ending, bound: Bound, output_tokens: int, *, client_gone:
     if ending.usage is not None:
         source = _source(ending.usage, held)
         return Settlement(ending.usage, estimated=False, outcome=outcome, http_status=ending.status, source=source)
-    if not ending.complete and ending.counted_tokens is not None:
-        held = replace(held, output_tokens=min(ending.counted_tokens, held.output_tokens))
+    if not ending.complete:
+        held = _seen(ending, held)
     source = UsageSource.INVALID if ending.usage_seen else UsageSource.MISSING
     return Settlement(held, estimated=True, outcome=outcome, http_status=ending.status, source=source)
+
+
+def _seen(ending: Ending, held: TokenUsage) -> TokenUsage:
+    """Return what is known of a stream that broke off; where it is not, all that was held."""
+    output_tokens = held.output_tokens
+    if ending.counted_tokens is not None:
+        output_tokens = min(ending.counted_tokens, output_tokens)
+    if not ending.wrote:
+        output_tokens = 0
+    if ending.told_input is None:
+        return replace(held, output_tokens=output_tokens)
+    return replace(ending.told_input, output_tokens=output_tokens)
 
 
 def ceiling(bound: Bound, output_tokens: int) -> TokenUsage:

@@ -27,7 +27,7 @@ def document_of(body: bytes) -> JsonObject:
         raise InvalidArgument("INVALID_JSON", "the body is not valid JSON") from None
     if not isinstance(document, dict):
         raise InvalidArgument("INVALID_JSON", "the body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _deeper_than(document, DEPTH_MAX):
+    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and deeper_than(document, DEPTH_MAX):
         raise InvalidArgument("INVALID_JSON", f"the body is nested deeper than {DEPTH_MAX}")
     return document
 
@@ -99,7 +99,8 @@ def parts_of(content: Json) -> list[Json]:
     return content if isinstance(content, list) else []
 
 
-def _deeper_than(document: JsonObject, depth_max: int) -> bool:
+def deeper_than(document: Json, depth_max: int) -> bool:
+    """Return whether objects and lists stand in one another to more than a depth."""
     level: list[Json] = [document]
     for _ in range(depth_max):
         below: list[Json] = []

@@ -9,7 +9,10 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.messages import usage_of
+from gateway_svc.translations.provided import answer_of, event_of, index_of
 
+CALLS_MAX = 1_024
+TOLD_CHARACTERS_MAX = 256
 CREATED = 1_750_000_000  # answers of this dialect carry no time; clients demand a number
 FINISHES = {
     "end_turn": "stop",
@@ -24,7 +27,7 @@ FINISHES = {
 
 def completion_of(message: JsonObject) -> JsonObject:
     """Translate a whole answer; ValueError for what is none."""
-    match message.get("content"):
+    match answer_of(message).get("content"):
         case list(content):
             pass
         case _:
@@ -71,8 +74,8 @@ class ChatStream:
     def __init__(self, *, usage_wanted: bool) -> None:
         self._nulls: JsonObject = {"usage": None} if usage_wanted else {}
         self._usage: JsonObject = {}
-        self._calls: dict[Json, int] = {}  # from a block's index to its call's
-        self._empty: set[Json] = set()  # of those blocks, the ones whose call has no arguments yet
+        self._calls: dict[int | str | None, int] = {}  # from a block's index to its call's
+        self._empty: set[int | str | None] = set()  # of those blocks, the ones whose call has no arguments yet
         self._finish: str | None = None
         self._begin({})
 
@@ -92,12 +95,12 @@ class ChatStream:
         data = event.rpartition(b"\ndata: ")[2] if event.count(b"\n") == 1 else sse.data_of(event)
         if not data:
             return b""
-        message: Json = orjson.loads(data)
+        message = event_of(data)
         match message:
             case {"type": "content_block_delta", "delta": dict(delta)}:
-                return self._delta(message.get("index"), delta)
+                return self._delta(index_of(message), delta)
             case {"type": "content_block_start", "content_block": dict(block)}:
-                return self._block(message.get("index"), block)
+                return self._block(index_of(message), block)
             case {"type": "message_start", "message": dict(start)}:
                 self._begin(start)
                 self._see(start.get("usage"))
@@ -106,7 +109,7 @@ class ChatStream:
                 self._see(message.get("usage"), final=True)
                 delta = message.get("delta")
                 self._finish = (_finish(delta) if isinstance(delta, dict) else None) or self._finish
-            case {"type": "content_block_stop", "index": index} if index in self._empty:
+            case {"type": "content_block_stop"} if (index := index_of(message)) in self._empty:
                 return self._arguments(index, "{}")  # Messages has none for an empty input; clients of chat read JSON
             case {"type": str()}:
                 pass  # pings, other ends of blocks, and what may come to be
@@ -121,7 +124,7 @@ class ChatStream:
         usage = b',"usage":null}\n\n' if self._nulls else b"}\n\n"
         self._closing = b'},"logprobs":null,"finish_reason":null}]' + usage
 
-    def _delta(self, index: Json, delta: JsonObject) -> bytes:
+    def _delta(self, index: int | str | None, delta: JsonObject) -> bytes:
         match delta:
             case {"type": "text_delta", "text": str(text)}:
                 return self._text(b"content", text)
@@ -134,14 +137,16 @@ class ChatStream:
             case _:
                 return b""  # signatures; arguments of tools that were not asked for
 
-    def _arguments(self, index: Json, part: str) -> bytes:
+    def _arguments(self, index: int | str | None, part: str) -> bytes:
         self._empty.discard(index)
         call: JsonObject = {"index": self._calls[index], "function": {"arguments": part}}
         return self._chunk({"tool_calls": [call]}, None)
 
-    def _block(self, index: Json, block: JsonObject) -> bytes:
+    def _block(self, index: int | str | None, block: JsonObject) -> bytes:
         match block:
-            case {"type": "tool_use", "id": call_id, "name": name}:
+            case {"type": "tool_use", "id": str(call_id), "name": str(name)}:
+                if len(self._calls) >= CALLS_MAX:
+                    raise ValueError("the stream has too many calls")
                 self._calls[index] = len(self._calls)
                 given = block.get("input")
                 if not given:
@@ -149,6 +154,8 @@ class ChatStream:
                 function: JsonObject = {"name": name, "arguments": orjson.dumps(given).decode() if given else ""}
                 call: JsonObject = {"index": self._calls[index], "id": call_id, "type": "function"}
                 return self._chunk({"tool_calls": [{**call, "function": function}]}, None)
+            case {"type": "tool_use"}:
+                raise ValueError("a call has no id or no name")
             case {"type": "text", "text": str(text)} if text:
                 return self._text(b"content", text)
             case {"type": "thinking", "thinking": str(text)} if text:
@@ -180,15 +187,23 @@ def _text_of(block: Json, kind: str) -> str | None:
 
 def _call_of(block: Json) -> JsonObject | None:
     match block:
-        case {"type": "tool_use", "id": call_id, "name": name, "input": given}:
+        case {"type": "tool_use", "id": str(call_id), "name": str(name), "input": given}:
             function: JsonObject = {"name": name, "arguments": orjson.dumps(given).decode()}
             return {"id": call_id, "type": "function", "function": function}
+        case {"type": "tool_use"}:
+            raise ValueError("a call has no id, no name or no input")
         case _:
             return None
 
 
 def _head(message: JsonObject, kind: str) -> JsonObject:
-    return {"id": message.get("id") or "", "object": kind, "created": CREATED, "model": message.get("model") or ""}
+    return {"id": _told(message, "id"), "object": kind, "created": CREATED, "model": _told(message, "model")}
+
+
+def _told(message: JsonObject, name: str) -> str:
+    """Return a text that every chunk repeats, which is why it has a bound."""
+    value = message.get(name)
+    return value[:TOLD_CHARACTERS_MAX] if isinstance(value, str) else ""
 
 
 def _finish(message: JsonObject) -> str | None:

@@ -11,6 +11,8 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects import Request
 from gateway_svc.dialects.reading import Json, JsonObject, parts_of
+from gateway_svc.translations.arguments import Arguments, Places
+from gateway_svc.translations.provided import answer_of, event_of, index_of, object_of
 from gateway_svc.usage import of_openai
 
 FINISHES = {
@@ -22,13 +24,15 @@ FINISHES = {
 }
 CALLS_MAX = 1_024
 WAITING_CHARACTERS_MAX = 4 * 1024 * 1024
+ARGUMENTS_CHARACTERS_MAX = 16 * 1024 * 1024  # of all calls of an answer
+ID_CHARACTERS_MAX = 40
 FOREIGN_ID = re.compile(r"[^A-Za-z0-9_-]")
 STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
 
 def message_of(body: JsonObject, request: Request) -> JsonObject:
     """Translate a whole answer; ValueError for what is none."""
-    match body.get("choices"):
+    match answer_of(body).get("choices"):
         case [{"message": dict(said)} as choice, *_]:
             pass
         case _:
@@ -69,15 +73,11 @@ def usage_of(usage: Json) -> JsonObject:
 
 @dataclass(slots=True)
 class _Call:
-    """One call of a tool: what of its arguments was not yet sent, and all of them."""
+    """One call of a tool."""
 
-    key: tuple[Json, Json]
     call_id: str
     name: str
-    arguments: list[str] = field(default_factory=list)
-
-    def complete(self) -> bool:
-        return _is_object("".join(self.arguments))
+    arguments: Arguments = field(default_factory=Arguments)
 
 
 class MessagesStream:
@@ -91,57 +91,59 @@ class MessagesStream:
         self._block = -1
         self._open = ""  # the kind of the block that is open: text, thinking, tool_use, or none
         self._calls: list[_Call] = []
+        self._places = Places()
         self._current = -1  # of the calls, the last one that has a block
         self._waiting_characters = 0
+        self._arguments_characters = 0
         self._choice: JsonObject = {}  # how it ended
         self._refused = False
         self._usage: Json = None
 
     def take(self, events: bytes) -> bytes:
-        return b"".join(self._take(event) for event in sse.events_of(events))
+        return b"".join(told for event in sse.events_of(events) for told in self._take(event))
 
     def end(self, kept: Sequence[bytes]) -> list[bytes]:
-        last = [translated for event in kept if (translated := self._take(event))]
-        closing = self._start({}) + self._next_calls(final=True) + self._close()
+        last = [told for event in kept for told in self._take(event)]
+        closing = [*self._start({}), *self._next_calls(final=True), *self._close()]
         stop = _stop_sequence(self._choice, self._request)
         reason = _stop_reason(self._choice, stop, refused=self._refused, called=bool(self._calls))
         delta: JsonObject = {"stop_reason": reason, "stop_sequence": stop}
         told = named("message_delta", {"delta": delta, "usage": usage_of(self._usage)})
-        return [*last, *([closing] if closing else []), told, STOP]
+        return [*last, *closing, told, STOP]
 
-    def _take(self, event: bytes) -> bytes:
+    def _take(self, event: bytes) -> list[bytes]:
         data = event[6:] if event.startswith(b"data: ") and b"\n" not in event else sse.data_of(event)
         if not data:
-            return b""
-        chunk: Json = orjson.loads(data)
+            return []
+        chunk = event_of(data)
         match chunk:
             case {"choices": [dict(choice), *_]}:
                 self._usage = chunk.get("usage") or self._usage
-                started = b"" if self._started else self._start(chunk)
-                delta = choice.get("delta")
-                translated = self._delta(delta) if isinstance(delta, dict) else b""
+                told = self._start(chunk)
+                if isinstance(delta := choice.get("delta"), dict):
+                    told += self._delta(delta)
                 if choice.get("finish_reason") is not None:
                     self._choice = choice
-                return started + translated
+                return told
             case {"choices": []}:
                 self._usage = chunk.get("usage") or self._usage
-                return b""
+                return []
             case _:
                 raise ValueError("the event is no chunk")
 
-    def _start(self, chunk: JsonObject) -> bytes:
+    def _start(self, chunk: JsonObject) -> list[bytes]:
         if self._started:
-            return b""
+            return []
         self._started = True
         head = _head(chunk, self._request)
         self._id = str(head["id"])
         usage: JsonObject = {"input_tokens": 0, "output_tokens": 0}  # the provider tells them at the end
         message: JsonObject = {**head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-        return named("message_start", {"message": message})
+        return [named("message_start", {"message": message})]
 
-    def _delta(self, delta: JsonObject) -> bytes:
+    def _delta(self, delta: JsonObject) -> list[bytes]:
         _check_content(delta)
-        translated = b""
+        translated: list[bytes] = []
         if self._shows_thinking and (thought := _thought(delta)):
             translated += self._write("thinking", "thinking_delta", "thinking", thought)
         if text := _text(delta, "content"):
@@ -154,59 +156,55 @@ class MessagesStream:
                 translated += self._call(call)
         return translated
 
-    def _write(self, block: str, kind: str, member_name: str, text: str) -> bytes:
-        opened = b""
+    def _write(self, block: str, kind: str, member_name: str, text: str) -> list[bytes]:
+        opened: list[bytes] = []
         if self._open != block:
             empty: JsonObject = {"type": block, member_name: ""}
             if block == "thinking":
                 empty["signature"] = ""
-            opened = self._next_calls(final=True) + self._close() + self._begin(block, empty)
-        return opened + self._block_delta(kind, member_name, text)
+            opened = [*self._next_calls(final=True), *self._close(), self._begin(block, empty)]
+        return [*opened, self._block_delta(kind, member_name, text)]
 
-    def _call(self, delta: JsonObject) -> bytes:
+    def _call(self, delta: JsonObject) -> list[bytes]:
         function = _function(delta)
-        index = delta.get("index")
+        index = index_of(delta)
         call_id = _text(delta, "id")
-        place = self._place_of(index, call_id)
+        place = self._places.of(index, call_id)
         if place is None:
             if len(self._calls) >= CALLS_MAX:
                 raise ValueError("the stream has too many calls")
             place = len(self._calls)
             call_id = call_id or _call_id({"id": self._id}, place)
-            self._calls.append(_Call((index, call_id), call_id, _text(function, "name")))
+            self._places.add(place, index, call_id)
+            self._calls.append(_Call(call_id, _text(function, "name")))
         arguments = _text(function, "arguments")
-        self._calls[place].arguments.append(arguments)
+        self._arguments_characters += len(arguments)
+        if self._arguments_characters > ARGUMENTS_CHARACTERS_MAX:
+            raise ValueError("the stream is longer than any answer")
+        self._calls[place].arguments.add(arguments)
         if place == self._current and self._open == "tool_use":
-            return self._block_delta("input_json_delta", "partial_json", arguments) if arguments else b""
+            return [self._block_delta("input_json_delta", "partial_json", arguments)] if arguments else []
         if place <= self._current:
             if arguments.strip():
                 raise ValueError("the stream adds to a call that was complete")
-            return b""
+            return []
         self._waiting_characters += len(arguments)
         if self._waiting_characters > WAITING_CHARACTERS_MAX:
             raise ValueError("the stream's calls wait for too long")
         return self._next_calls(final=False)
 
-    def _place_of(self, index: Json, call_id: str) -> int | None:
-        """Return which call a delta is of: some servers give every call the index 0, and others repeat the id."""
-        for place in range(len(self._calls) - 1, -1, -1):
-            found_index, found_id = self._calls[place].key
-            if found_index == index and call_id in ("", found_id):
-                return place
-        return None
-
-    def _next_calls(self, *, final: bool) -> bytes:
+    def _next_calls(self, *, final: bool) -> list[bytes]:
         """Give the calls that wait their blocks, as far as the one that is open is complete."""
-        translated = b""
+        translated: list[bytes] = []
         while self._current + 1 < len(self._calls):
-            if self._open == "tool_use" and not final and not self._calls[self._current].complete():
+            if self._open == "tool_use" and not final and not self._calls[self._current].arguments.complete():
                 break
             self._current += 1
             call = self._calls[self._current]
             opening: JsonObject = {"type": "tool_use", "id": call.call_id, "name": call.name, "input": {}}
-            translated += self._close() + self._begin("tool_use", opening)
-            if waited := "".join(call.arguments):
-                translated += self._block_delta("input_json_delta", "partial_json", waited)
+            translated += [*self._close(), self._begin("tool_use", opening)]
+            if waited := call.arguments.text():
+                translated.append(self._block_delta("input_json_delta", "partial_json", waited))
         return translated
 
     def _begin(self, block: str, members: JsonObject) -> bytes:
@@ -214,11 +212,11 @@ class MessagesStream:
         self._open = block
         return named("content_block_start", {"index": self._block, "content_block": members})
 
-    def _close(self) -> bytes:
+    def _close(self) -> list[bytes]:
         if not self._open:
-            return b""
+            return []
         self._open = ""
-        return named("content_block_stop", {"index": self._block})
+        return [named("content_block_stop", {"index": self._block})]
 
     def _block_delta(self, kind: str, member_name: str, text: str) -> bytes:
         head = f'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{self._block},"delta":'
@@ -232,13 +230,13 @@ def named(kind: str, members: JsonObject) -> bytes:
 
 def _head(body: JsonObject, request: Request) -> JsonObject:
     model = body.get("model")
-    told = FOREIGN_ID.sub("", _text(body, "id").removeprefix("chatcmpl-")) or "0"
+    told = FOREIGN_ID.sub("", _text(body, "id").removeprefix("chatcmpl-"))[:ID_CHARACTERS_MAX] or "0"
     name = model if isinstance(model, str) and model else request.model
     return {"id": f"msg_{told}", "type": "message", "role": "assistant", "model": name}
 
 
 def _call_id(body: JsonObject, index: int) -> str:
-    return f"toolu_{FOREIGN_ID.sub('', _text(body, 'id'))}_{index}"
+    return f"toolu_{FOREIGN_ID.sub('', _text(body, 'id'))[:ID_CHARACTERS_MAX]}_{index}"
 
 
 def _shows_thinking(request: Request) -> bool:
@@ -286,14 +284,8 @@ def _arguments(text: str) -> Json:
     """Return a call's input; what is no object is kept under a key, as Anthropic advises for broken arguments."""
     if not text.strip():
         return {}
-    return orjson.loads(text) if _is_object(text) else {"INVALID_JSON": text}
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False
+    told = object_of(text)
+    return {"INVALID_JSON": text} if told is None else told
 
 
 def _stop_sequence(choice: JsonObject, request: Request) -> str | None:

@@ -70,9 +70,7 @@ def _chat(document: JsonObject) -> JsonObject:
     translated: JsonObject = {name: document[name] for name in PASSED if document.get(name) is not None}
     if "prompt_cache_options" in translated:
         translated["prompt_cache_options"] = {name: cache[name] for name in ("mode", "ttl") if name in cache}
-    instructions = text(document, "instructions")
-    system: list[Json] = [{"role": "system", "content": instructions}] if instructions else []
-    translated["messages"] = messages_of(items_of(document), system)
+    translated["messages"] = messages_of(items_of(document), text(document, "instructions"))
     if (limit := document.get("max_output_tokens")) is not None:
         translated["max_tokens"] = limit
     return translated | _tools(document) | _reasoning(document) | _text(document) | _logprobs(document)

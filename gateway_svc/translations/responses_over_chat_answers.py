@@ -6,6 +6,7 @@ import re
 
 from gateway_svc.dialects import Request
 from gateway_svc.dialects.reading import Json, JsonObject, member, parts_of
+from gateway_svc.translations.provided import answer_of
 from gateway_svc.usage import of_openai
 
 LOGPROBS = "message.output_text.logprobs"
@@ -34,7 +35,7 @@ TOLD_BACK: JsonObject = {
 
 def response_of(body: JsonObject, request: Request) -> JsonObject:
     """Translate a whole answer; ValueError for what is none."""
-    match body.get("choices"):
+    match answer_of(body).get("choices"):
         case [{"message": dict(said)} as choice, *_]:
             pass
         case _:

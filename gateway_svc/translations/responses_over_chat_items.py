@@ -7,6 +7,7 @@ to cache, and probabilities of what was said before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from gateway_svc.dialects.reading import Json, JsonObject, parts_of
 from gateway_svc.dialects.responses import kind_of
@@ -25,52 +26,89 @@ IMAGE = frozenset({"type", "image_url", "detail", "prompt_cache_breakpoint"})
 FILE = frozenset({"type", "file_data", "filename", "prompt_cache_breakpoint"})
 
 
+@dataclass(slots=True)
+class Turn:
+    """What one side says in a row, in pieces until it has ended."""
+
+    role: str
+    texts: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    calls: list[Json] = field(default_factory=list)
+    silent: bool = True  # no item of it was a message
+
+    def whole(self) -> JsonObject:
+        """Return it as one message."""
+        said = BETWEEN.join(self.texts) if self.texts else None
+        message: JsonObject = {"role": self.role, "content": said}
+        if self.refusals:
+            message["refusal"] = BETWEEN.join(self.refusals)
+        elif said is None and not self.silent:
+            message["content"] = ""
+        return {**message, "tool_calls": self.calls} if self.calls else message
+
+
 class Conversation:
     """Messages as they come about; images that tools returned follow all the results of one turn."""
 
-    def __init__(self, messages: list[Json]) -> None:
-        self.messages = messages
+    def __init__(self) -> None:
+        self._messages: list[Json] = []
         self._images: list[Json] = []
+        self._turn: Turn | None = None
 
-    def add(self, role: str, content: Json) -> None:
-        """Begin a message; a system's that follows on another is one with it, as most templates take one alone."""
-        self.settle()
-        last = self._last()
-        if role == "system" and last.get("role") == "system":
-            last["content"] = f"{last['content']}{BETWEEN}{content}"
-        else:
-            self.messages.append({"role": role, "content": content})
+    def system(self, text: str) -> None:
+        """Add to a system's message: one that follows on another is one with it, as most templates take one alone."""
+        self._turn_of("system").texts.append(text)
 
-    def assistant(self) -> JsonObject:
-        """Return the assistant's message that is being said."""
-        self.settle()
-        if self._last().get("role") != "assistant":
-            self.messages.append({"role": "assistant", "content": None})
-        return self._last()
+    def user(self, content: Json) -> None:
+        """Add a user's message."""
+        self._end_turn()
+        self._show_images()
+        self._messages.append({"role": "user", "content": content})
+
+    def assistant(self) -> Turn:
+        """Return the assistant's turn that is being said."""
+        return self._turn_of("assistant")
 
     def result(self, call_id: str, content: str, images: list[Json]) -> None:
         """Add what a tool returned."""
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        self._end_turn()
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
         self._images.extend(images)
 
-    def settle(self) -> None:
+    def end(self) -> list[Json]:
+        """Return all messages."""
+        self._end_turn()
+        self._show_images()
+        return self._messages
+
+    def _turn_of(self, role: str) -> Turn:
+        if self._turn is None or self._turn.role != role:
+            self._end_turn()
+            self._show_images()
+            self._turn = Turn(role)
+        return self._turn
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._messages.append(self._turn.whole())
+            self._turn = None
+
+    def _show_images(self) -> None:
         """Show what images the tools returned: their results are texts alone."""
         if self._images:
-            self.messages.append({"role": "user", "content": [{"type": "text", "text": IMAGES_FOLLOW}, *self._images]})
+            shown: list[Json] = [{"type": "text", "text": IMAGES_FOLLOW}, *self._images]
+            self._messages.append({"role": "user", "content": shown})
             self._images = []
 
-    def _last(self) -> JsonObject:
-        last = self.messages[-1] if self.messages else {}
-        return last if isinstance(last, dict) else {}
 
-
-def messages_of(items: Iterable[JsonObject], system: list[Json]) -> list[Json]:
+def messages_of(items: Iterable[JsonObject], instructions: str) -> list[Json]:
     """Translate a request's items, after what its instructions say."""
-    conversation = Conversation(system)
+    conversation = Conversation()
+    if instructions:
+        conversation.system(instructions)
     for index, item in enumerate(items):
         _add(conversation, item, f"input[{index}]")
-    conversation.settle()
-    return conversation.messages
+    return conversation.end()
 
 
 def _add(conversation: Conversation, item: JsonObject, field: str) -> None:
@@ -103,16 +141,16 @@ def _message(conversation: Conversation, item: JsonObject, field: str) -> None:
     match item.get("role"):
         case "user":
             said = content if isinstance(content, str) else _parts(content, place)
-            conversation.add("user", said)
+            conversation.user(said)
         case "system" | "developer":  # few servers know the second, and those that do take the first for it
-            conversation.add("system", BETWEEN.join(_texts(content, place)))
+            conversation.system(BETWEEN.join(_texts(content, place)))
         case "assistant":
             _said(conversation.assistant(), content, place)
         case _:
             raise invalid(f"{field}.role", "must be user, assistant, system or developer")
 
 
-def _said(message: JsonObject, content: Json, field: str) -> None:
+def _said(turn: Turn, content: Json, field: str) -> None:
     texts: list[str] = [content] if isinstance(content, str) else []
     refusals: list[str] = []
     for index, part in enumerate(parts_of(content)):
@@ -122,18 +160,14 @@ def _said(message: JsonObject, content: Json, field: str) -> None:
                 refusals.append(refusal)
             case _:
                 texts.append(_text(part, f"{field}[{index}]"))
-    for name, said in (("content", "".join(texts)), ("refusal", "".join(refusals))):
-        if said:
-            before = message.get(name)
-            message[name] = f"{before}{BETWEEN}{said}" if isinstance(before, str) and before else said
-    if message.get("content") is None and "refusal" not in message:
-        message["content"] = ""
+    turn.silent = False
+    turn.texts.extend(filter(None, ["".join(texts)]))
+    turn.refusals.extend(filter(None, ["".join(refusals)]))
 
 
 def _call(conversation: Conversation, item: JsonObject, field: str, call: JsonObject) -> None:
     refuse_others(item, CALL, CALL_NEUTRAL, f"{field}.")
-    message = conversation.assistant()
-    message["tool_calls"] = [*parts_of(message.get("tool_calls")), {"id": _required(item, "call_id", field), **call}]
+    conversation.assistant().calls.append({"id": _required(item, "call_id", field), **call})
 
 
 def _output(output: Json, field: str) -> tuple[str, list[Json]]:

@@ -15,6 +15,8 @@ from gateway_svc import sse
 from gateway_svc.dialects import Request
 from gateway_svc.dialects.reading import Json, JsonObject, parts_of
 from gateway_svc.translations import responses_over_chat_answers as answers
+from gateway_svc.translations.arguments import Arguments, Places
+from gateway_svc.translations.provided import event_of, index_of
 
 CALLS_MAX = 1_024
 WRITTEN_CHARACTERS_MAX = 16 * 1024 * 1024  # all of an answer is told once more at its end
@@ -65,19 +67,19 @@ class _Part:
 
 @dataclass(slots=True)
 class _Item:
-    """One item of the output; a call has its own id, and the key by which its deltas are known."""
+    """One item of the output; a call has its own id."""
 
     place: int
     item_id: str
     parts: list[_Part] = field(default_factory=list)
-    key: tuple[Json, str] = (None, "")
+    arguments: Arguments = field(default_factory=Arguments)  # followed as they are written
     call_id: str = ""
     name: str = ""
     closed: bool = False
 
     def complete(self) -> bool:
         """Return whether a call's arguments are an object, to which nothing can be added."""
-        return self.parts[0].kind is ARGUMENTS and _is_object(self.parts[0].text())
+        return self.parts[0].kind is ARGUMENTS and self.arguments.complete()
 
     def whole(self, request: Request) -> JsonObject:
         """Return it as it stands in the response."""
@@ -102,6 +104,7 @@ class ResponsesStream:
         self._written_characters = 0
         self._said: _Item | None = None  # the thought or message that is open
         self._calls: list[_Item] = []
+        self._called = Places()
         self._output: dict[int, JsonObject] = {}  # the items that are done, by their place
         self._places = 0
         self._finish: Json = None
@@ -128,7 +131,7 @@ class ResponsesStream:
         for event in sse.events_of(events):
             data = event[6:] if event.startswith(b"data: ") and b"\n" not in event else sse.data_of(event)
             if data:
-                self._take(orjson.loads(data))
+                self._take(event_of(data))
 
     def _take(self, chunk: Json) -> None:
         match chunk:
@@ -182,31 +185,29 @@ class ResponsesStream:
 
     def _call(self, delta: JsonObject) -> None:
         call_id, name, arguments, custom = answers.called(delta)
-        item = self._call_of(delta.get("index"), call_id)
-        if item is None:
+        index = index_of(delta)
+        place = self._called.of(index, call_id)
+        if place is None:
             if len(self._calls) >= CALLS_MAX:
                 raise ValueError("the stream has too many calls")
             self._close_others()
             item = self._item("ctc" if custom else "fc")
-            item.key, item.name = (delta.get("index"), call_id), name
+            item.name = name
+            self._called.add(len(self._calls), index, call_id)
             item.call_id = call_id or f"call_{self._told_id}_{len(self._calls)}"
             self._calls.append(item)
             opening = answers.call(item.item_id, item.call_id, name, "", custom=custom)
             told = answers.finished(opening, "in_progress")
             self._tell("response.output_item.added", {"output_index": item.place, "item": told})
             self._part(item, CUSTOM_INPUT if custom else ARGUMENTS)
+        else:
+            item = self._calls[place]
         if item.closed:
             if arguments.strip():
                 raise ValueError("the stream adds to a call that was complete")
         elif arguments:
+            item.arguments.add(arguments)
             self._write(item.parts[0], arguments)
-
-    def _call_of(self, index: Json, call_id: str) -> _Item | None:
-        """Return which call a delta is of: some servers give every call the index 0, and others repeat the id."""
-        for call in reversed(self._calls):
-            if call.key[0] == index and call_id in ("", call.key[1]):
-                return call
-        return None
 
     def _item(self, prefix: str) -> _Item:
         place = self._places
@@ -268,10 +269,3 @@ class ResponsesStream:
     def _drain(self) -> list[bytes]:
         told, self._events = self._events, []
         return told
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False

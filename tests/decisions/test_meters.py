@@ -46,11 +46,15 @@ BEGUN = {
     Dialect.MESSAGES: started(input_tokens=9, output_tokens=1) + named("ping"),
 }
 HARMLESS = b": keep-alive\n\nretry: 3000\n\nid: 7\n\nevent: ping\n\ndata:\n\n"
-ANSWER = b'{\n"choices": [{"message": {"content": "' + b"long " * 99 + b'"}}],\n\n"usage": {"completion_tokens": 500}\n}\n\n'
+ANSWER = (
+    b'{\n"choices": [{"message": {"content": "' + b"long " * 99 + b'"}}],\n\n"usage": {"completion_tokens": 500}\n}\n\n'
+)
 
 
 @pytest.mark.parametrize("dialect", WROTE)
-@pytest.mark.parametrize("foreign", [ANSWER, ANSWER.replace(b"\n", b"\r\n"), b"<html>bad gateway</html>\n\n", b"\xff\n\n"])
+@pytest.mark.parametrize(
+    "foreign", [ANSWER, ANSWER.replace(b"\n", b"\r\n"), b"<html>bad gateway</html>\n\n", b"\xff\n\n"]
+)
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_no_event_ends_a_stream_that_nobody_can_count(dialect: Dialect, foreign: bytes, *, late: bool) -> None:
     before = WROTE[dialect] if late else b""
