@@ -133,7 +133,7 @@ class Ledger:
             await asyncio.sleep(pause_seconds)
 
     def _add(self, report: Report) -> Item:
-        return self._inflight.add_settle(wire.settle_message(report), wire.settle_message(report.at_ceiling()))
+        return self._inflight.add_settle(wire.settle_message(report), lambda: wire.settle_message(report.at_ceiling()))
 
     def _give_up(self, item: Item, place: Place) -> None:
         self._inflight.drop(item)
@@ -226,7 +226,7 @@ class Ledger:
         elif fault.code == Code.INVALID_ARGUMENT and item.instead is not None:
             # The hold would stay open as long as we live: what it covers is charged, and listed as an estimate.
             log.warn("settle.unreadable", request_id=answer.request_id, reason=fault.reason)
-            item.question, item.instead = item.instead, None
+            item.question, item.instead = item.instead(), None
             self._inflight.send_again(item)
         else:
             self._inflight.resolve(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -26,7 +27,7 @@ class Item:
     holder_id: str = ""
     sent: bool = False
     tries: int = 0  # how often the ledger could not take it
-    instead: charges_pb2.SettleHold | None = None  # asked once, where the ledger refuses the question itself
+    instead: Callable[[], charges_pb2.SettleHold] | None = None  # asked once, where the ledger refuses the question
     answer: asyncio.Future[Answer | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -58,8 +59,10 @@ class Inflight:
         """Add a wanted hold; it is sent once its holder has a lease."""
         return self._add(Item((charges_pb2.HoldAnswer, question.request_id), question, holder_id))
 
-    def add_settle(self, question: charges_pb2.SettleHold, instead: charges_pb2.SettleHold | None = None) -> Item:
-        """Add a settle, and what to ask where the ledger finds it wrong in itself."""
+    def add_settle(
+        self, question: charges_pb2.SettleHold, instead: Callable[[], charges_pb2.SettleHold] | None = None
+    ) -> Item:
+        """Add a settle, and what makes the one to ask where the ledger finds it wrong in itself."""
         return self._add(Item((charges_pb2.SettleAnswer, question.request_id), question, instead=instead))
 
     def add_void(self, question: charges_pb2.VoidHold) -> Item:

@@ -17,7 +17,8 @@ from aiohttp import web
 from gateway_svc.http import answers
 from gateway_svc.http.completions import Connection
 from gateway_svc.http.connections import Connections
-from gateway_svc.http.errors import DRAINING, identified
+from gateway_svc.http.draining import DRAINING, Draining
+from gateway_svc.http.errors import identified
 from mesh.errors import Unavailable
 from mesh.secret import Secret
 from tests.fakes.raw_provider import Visit, raw_provider
@@ -165,7 +166,7 @@ async def failing(error: Exception, *, said: bytes) -> AsyncGenerator[int]:
         raise error
 
     app = web.Application(middlewares=[identified("gateway-0")])
-    app[DRAINING] = asyncio.Event()
+    app[DRAINING] = Draining()
     app.router.add_get("/", handler)
     runner = web.AppRunner(app, handle_signals=False)
     await runner.setup()
