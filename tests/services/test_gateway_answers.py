@@ -210,7 +210,10 @@ async def test_nonsense_in_mid_stream_is_followed_by_no_second_head(mesh: Mesh, 
 
     asking = {"model": "claude-sonnet-5", "max_tokens": 16, "stream": True, "messages": LARGE["messages"]}
     async with raw_provider(nonsense) as provider:
-        settings: dict[str, Any] = {"anthropic_api_key": Secret("sk-ant-1"), "anthropic_base_url": provider.url.removesuffix("/v1")}
+        settings: dict[str, Any] = {
+            "anthropic_api_key": Secret("sk-ant-1"),
+            "anthropic_base_url": provider.url.removesuffix("/v1"),
+        }
         async with gateway_running(mesh, tmp_path, **settings) as gateway, asyncio.timeout(10):
             asked = await deaf(port_of(gateway), posted(tenant, json.dumps(asking).encode()))
             heard = b""
