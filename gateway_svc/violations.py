@@ -57,7 +57,7 @@ class Violation:
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Refusals that differ in their request alone."""
+    """One refusal, or those of a second that differ in their request alone."""
 
     first: Violation
     is_due: bool
@@ -128,10 +128,12 @@ class Violations:
         if group is None:
             now_ms = monotonic_ms()
             wait_ms = self._paces.due_ms(violation, now_ms) - now_ms
-            group = groups[like] = _Group(violation, is_due=wait_ms <= 0)
+            group = _Group(violation, is_due=wait_ms <= 0)
             if group.is_due:
+                groups[violation] = group  # nothing joins it
                 self._queue(violation.organization_id)
             else:
+                groups[like] = group
                 asyncio.get_running_loop().call_later(wait_ms / 1000, self._come_due, group)
         return group
 

@@ -282,7 +282,7 @@ class Scenes:
 
 
 async def facts_of(gateway: RunningGateway, request_ids: list[str], count: int) -> list[dict[str, Any]]:
-    """Return the entries of audit chains about some requests, once so many have come and none is on its way."""
+    """Return the entries of audit chains about some requests, once they tell of so many and none is on its way."""
     async with asyncio.timeout(20), owner(gateway.mesh.house) as connection:
         while True:
             # The outbox first: what leaves it is in the chain by then, so that nothing is missed in between.
@@ -291,9 +291,14 @@ async def facts_of(gateway: RunningGateway, request_ids: list[str], count: int) 
             query = "SELECT line FROM ledger.audit WHERE line::jsonb #>> '{detail,fact,request_id}' = ANY($1)"
             lines = [json.loads(row["line"]) for row in await connection.fetch(query, request_ids)]
             entries = [entry for entry in lines if entry["action"] == "policy.violated"]
-            if not waiting and len(entries) >= count:
+            if not waiting and refused_in(entries) >= count:
                 return entries
             await asyncio.sleep(0.05)
+
+
+def refused_in(entries: list[dict[str, Any]]) -> int:
+    """Return how many refusals some entries tell of."""
+    return sum(entry["detail"]["fact"]["count"] for entry in entries)
 
 
 @asynccontextmanager
