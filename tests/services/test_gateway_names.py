@@ -14,6 +14,8 @@ from gateway_svc.providers.http1 import addresses as names
 from gateway_svc.providers.http1.addresses import Address, Addresses
 from gateway_svc.providers.upstream import Upstream
 
+Found = list[tuple[int, int, int, str, tuple[str, int]]]
+
 
 def found(*hosts: str) -> Found:
     return [(socket.AF_INET6 if ":" in host else socket.AF_INET, 1, 6, "", (host, 0)) for host in hosts]

@@ -262,6 +262,3 @@ def test_each_address_of_a_name_is_tried_within_the_time(play: Play) -> None:
             await pool.close()
 
     play(scenario())
-
-
-Found = list[tuple[int, int, int, str, tuple[str, int]]]
