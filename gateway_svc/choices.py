@@ -42,6 +42,11 @@ class Choice:
         return None if self.credential is None else self.credential.secret
 
     @property
+    def own(self) -> bool:
+        """Return whether it is asked with the organization's own key."""
+        return self.credential is not None and self.credential.own
+
+    @property
     def thinks_unseen(self) -> bool:
         """Return whether the model may write tokens that it bills and does not show."""
         asked = self.far.request.document.get("thinking") not in (None, {"type": "disabled"})

@@ -27,7 +27,7 @@ ACCOUNT_STATUSES = (403, 429)
 STREAMING = 200
 QUOTA_WORDS = re.compile(r"insufficient_quota|\bbilling_\w|credit balance|current quota", re.IGNORECASE)
 NEVER_RETRIED = (402, 403)  # a retry gets the same answer
-CUT_CODE = "upstream_cut"
+NO_QUOTA_CODE = "upstream_quota"
 
 STATUSES: dict[Code, tuple[int, str]] = {
     Code.INVALID_ARGUMENT: (400, "invalid_request_error"),
@@ -159,7 +159,7 @@ def _upstream_error(message: str, code: str) -> JsonObject:
 
 
 def _no_quota() -> JsonObject:
-    return _upstream_error("the provider takes no more from this platform now", "upstream_quota")
+    return _upstream_error("the provider takes no more from this platform now", NO_QUOTA_CODE)
 
 
 def _is_of_account(status: int, error: JsonObject) -> bool:

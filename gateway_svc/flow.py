@@ -177,14 +177,13 @@ class Completions:
         passage.answered()
         ending = Ending(refusal.status, usage=None, counted_tokens=None, complete=True)
         settled = await passage.settle(ending, client_gone=client.gone())
+        choice = passage.choice
+        status, error = failures.told(refusal.status, refusal.body, choice.secret, own=choice.own)
         headers = passage.headers
-        if refusal.status not in failures.WORTH_A_RETRY:
+        if refusal.status not in failures.WORTH_A_RETRY or error.get("code") == failures.NO_QUOTA_CODE:
             headers["x-should-retry"] = "false"
-        if after := failures.retry_after(refusal.retry_after):
+        elif after := failures.retry_after(refusal.retry_after):
             headers["retry-after"] = after
-        lent = passage.choice.credential
-        own = lent is not None and lent.own
-        status, error = failures.told(refusal.status, refusal.body, passage.choice.secret, own=own)
         ask = passage.admitted.ask
         body = TELLINGS[ask.dialect].error_body(status, error, ask.request_id)
         return Reply(status, body, headers, charged_micros=settled.charged_micros)
@@ -231,7 +230,7 @@ class Completions:
             return
         if not ending.complete:
             log.warn("upstream.cut", provider=choice.model.provider, request_id=passage.admitted.ask.request_id)
-            failure = failures.stream_failure(relay.failure, choice.secret)
+            failure = failures.stream_failure(relay.failure, choice.secret, own=choice.own)
             await client.end(telling.failure_event(failure))
             return
         await client.end(telling.ending(relay.last, settled.members(), usage_wanted=request.usage_wanted))
