@@ -221,7 +221,7 @@ class Scenes:
         return await self._used_up(await self._limited(requests_per_minute=1))
 
     async def over_tokens(self) -> Scene:
-        return await self._used_up(await self._limited(tokens_per_minute=1))
+        return await self._limited(tokens_per_minute=1)
 
     async def empty_wallet(self) -> Scene:
         tenant = await self.gateway.mesh.tenant(0)

@@ -90,7 +90,7 @@ DENIALS = (
     Denial("other_providers", 404, "model_not_found", (SHOW,)),
     Denial("dear", 403, "request_cost_limit", COMPLETIONS, is_violation=True),
     Denial("over_requests", 429, "rate_limit_exceeded", POSTED, is_violation=True, is_retried=True, limit="requests"),
-    Denial("over_tokens", 429, "rate_limit_exceeded", COMPLETIONS, is_violation=True, is_retried=True, limit="tokens"),
+    Denial("over_tokens", 429, "tokens_above_rate", COMPLETIONS, is_violation=True),
     Denial("empty_wallet", 402, "insufficient_quota", COMPLETIONS),
     Denial("exhausted_budget", 402, "insufficient_quota", COMPLETIONS),
     Denial("disabled_budget", 402, "budget_disabled", COMPLETIONS),
@@ -176,7 +176,8 @@ def is_told(answer: Answer, knock: Knock, status: int, code: str) -> None:
 def is_steered(answer: Answer, knock: Knock, denial: Denial) -> None:
     """Check the headers by which SDKs decide whether to come again, and those that say how to ask."""
     headers = answer.headers
-    assert headers.get("x-should-retry") == ("false" if denial.status in NO_RETRY else None)
+    is_final = denial.status in NO_RETRY or denial.code == "tokens_above_rate"
+    assert headers.get("x-should-retry") == ("false" if is_final else None)
     assert ("retry-after-ms" in headers, "retry-after" in headers) == (denial.is_retried, denial.is_retried)
     if denial.is_retried:
         assert 0 < int(headers["retry-after-ms"]) <= 1000 * int(headers["retry-after"]) <= 120_000

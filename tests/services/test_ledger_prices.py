@@ -270,7 +270,7 @@ async def test_the_tiers_of_a_price_are_listed(ledger: RunningLedger) -> None:
             above_tokens=100_000,
             input_micros_per_mtok=50 * CREDIT,
             cached_input_micros_per_mtok=5 * CREDIT,
-            cache_write_micros_per_mtok=100 * CREDIT,
+            cache_write_micros_per_mtok=62_500_000,
             output_micros_per_mtok=250 * CREDIT,
             reasoning_micros_per_mtok=250 * CREDIT,
         )
