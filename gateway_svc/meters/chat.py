@@ -10,10 +10,10 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting, bytes_of_text
-from gateway_svc.meters.foreign import is_foreign
+from gateway_svc.meters.following import EVENT_END, Following
 from gateway_svc.usage import TokenUsage, of_openai
 
-DATA, EVENT_END = b"data:", b"\n\n"
+DATA = b"data:"
 # What has to be read. Text of the model stands in JSON strings, where each quote has a backslash before it: it can't
 # look like a member. Searches for plain bytes take a tenth of the time of one expression for all of them.
 ERROR, CHOICES, USAGE, FINISH = b'"error"', b'"choices"', b'"usage"', b'"finish_reason"'
@@ -21,19 +21,13 @@ WRITTEN = ("delta", "message", "text")  # the latter two where a server streams 
 DONE, NULL = b"[DONE]", b"null"
 
 
-class ChatMeter:
+class ChatMeter(Following):
     """One stream, from its first byte to [DONE]."""
 
     def __init__(self) -> None:
-        self.kept: list[bytes] = []
-        self.failure = b""
-        self.over = False
-        self.complete = False
+        super().__init__(Counting(_bytes_written))
         self._usage: TokenUsage | None = None
         self._final = False  # the usage is that of the whole answer
-        self._foreign = False  # something in it is no event, which nobody can count
-        self._splitter = sse.Splitter()
-        self._counting = Counting(_bytes_written)
 
     @property
     def usage(self) -> TokenUsage | None:
@@ -41,56 +35,13 @@ class ChatMeter:
             return self._usage
         return self._usage if self._usage.output_tokens >= self._counting.events > 0 else None
 
-    @property
-    def counted_tokens(self) -> int | None:
-        return None if self._foreign else self._counting.tokens
+    def _ordinary(self, data: bytes) -> bool:
+        return _ordinary(data)
 
-    @property
-    def told_input(self) -> TokenUsage | None:
-        return None  # this dialect tells it at the end
-
-    @property
-    def wrote(self) -> bool:
-        return self._foreign or self._counting.wrote
-
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        if not self._splitter.rest and data.endswith(EVENT_END) and _ordinary(data):
-            self._counting.add(data)
-            return data
-        passing = bytearray()
-        for event in self._splitter.feed(data):
-            if self.over:
-                break
-            passing += self._take(event)
-        return bytes(passing)
-
-    def end(self) -> bytes:
-        rest = self._splitter.rest.strip()
-        if not rest or self.over:
-            return b""
-        return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
-
-    def _fail(self, event: bytes) -> bytes:
-        """End at what is no event of this dialect, and which nobody can count."""
-        self.failure, self.over, self._foreign = event.strip(), True, True
-        return b""
-
-    def _take(self, event: bytes) -> bytes:
-        """Read one event and return it if it may be passed on."""
-        if _ordinary(event):
-            self._counting.add(event)
-            return event
-        data = sse.data_of(event)
-        if not data:
-            return self._fail(event) if is_foreign(event) else event
+    def _read(self, event: bytes, data: bytes) -> bytes:
         if data == DONE:
             self.complete = self.over = True
             return b""
-        return self._read(event, data)
-
-    def _read(self, event: bytes, data: bytes) -> bytes:
         chunk = _chunk_of(data)
         choices = chunk.get("choices")
         if chunk.get("error") is not None or not isinstance(choices, list):

@@ -13,87 +13,44 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting, bytes_of_text
-from gateway_svc.meters.foreign import is_foreign
+from gateway_svc.meters.following import Following
 from gateway_svc.usage import TOKENS_MAX, TokenUsage
 
-EVENT_END = b"\n\n"
 ORDINARY = re.compile(rb"(?>event: (?:content_block_(?:delta|start|stop)|ping)\ndata: [^\r\n]*\n\n)+")
 # Text of the model stands in JSON strings, where each quote has a backslash before it: it can't look like a type.
 TOLD = re.compile(rb'"type"\s*:\s*"(?:message|error)')
 CACHE_WRITES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 
 
-class MessagesMeter:
+class MessagesMeter(Following):
     """One stream, from message_start to message_stop."""
 
     def __init__(self) -> None:
-        self.kept: list[bytes] = []
-        self.failure = b""
-        self.over = False
-        self.complete = False
+        super().__init__(Counting(_bytes_written, (b"content_block",)))
         self._told_input: TokenUsage | None = None
         self._figures: JsonObject = {}  # those of message_start, and over them those of message_delta
         self._final = False  # the output is that of the whole answer
-        self._foreign = False  # something in it is no event, which nobody can count
-        self._splitter = sse.Splitter()
-        self._counting = Counting(_bytes_written, (b"content_block",))
 
     @property
     def usage(self) -> TokenUsage | None:
         return _usage(self._figures) if self._final else None
 
     @property
-    def counted_tokens(self) -> int | None:
-        return None if self._foreign else self._counting.tokens
-
-    @property
     def told_input(self) -> TokenUsage | None:
         return self._told_input
 
-    @property
-    def wrote(self) -> bool:
-        return self._foreign or self._counting.wrote
+    def _ordinary(self, data: bytes) -> bool:
+        return not self.kept and _ordinary(data)
 
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        if not self.kept and not self._splitter.rest and _ordinary(data):
-            self._counting.add(data)
-            return data
-        passing = bytearray()
-        for event in self._splitter.feed(data):
-            if self.over:
-                break
-            passing += self._take(event)
-        return bytes(passing)
-
-    def end(self) -> bytes:
-        rest = self._splitter.rest.strip()
-        if not rest or self.over:
-            return b""
-        return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
-
-    def _fail(self, event: bytes) -> bytes:
-        """End at what is no event of this dialect, and which nobody can count."""
-        self.failure, self.over, self._foreign = event.strip(), True, True
-        return b""
-
-    def _take(self, event: bytes) -> bytes:
-        """Read one event and return what may be passed on."""
-        if not self.kept and _ordinary(event):
-            self._counting.add(event)
-            return event
-        data = sse.data_of(event)
-        if not data:
-            return self._fail(event) if is_foreign(event) else event
+    def _read(self, event: bytes, data: bytes) -> bytes:
         message = _document(data)
         kind = message.get("type")
         if not isinstance(kind, str) or kind == "error":
             self.failure, self.over = data, True
             return b""
-        return self._read(event, kind, message)
+        return self._follow(event, kind, message)
 
-    def _read(self, event: bytes, kind: str, message: JsonObject) -> bytes:
+    def _follow(self, event: bytes, kind: str, message: JsonObject) -> bytes:
         match message:
             case {"type": "message_start", "message": dict(start)}:
                 self._see(start.get("usage"))

@@ -7,83 +7,34 @@ import orjson
 from gateway_svc import sse
 from gateway_svc.dialects.reading import Json, JsonObject
 from gateway_svc.meters.counting import Counting
-from gateway_svc.meters.foreign import is_foreign
+from gateway_svc.meters.following import EVENT_END, Following
 from gateway_svc.usage import TokenUsage, of_openai
 
 # What may end a stream, in its event line or its data; where it is only a text of the model, it is read for nothing.
 COMPLETED, INCOMPLETE, FAILED = b"response.completed", b"response.incomplete", b"response.failed"
 ERROR = b'"error"'
-EVENT_END = b"\n\n"
 EVENT_BYTES_MAX = 4 * sse.EVENT_BYTES_MAX  # some tell the whole response, with the request's tools in it
 FAILURES = ("response.failed", "error")
 ENDINGS = ("response.completed", "response.incomplete")
 
 
-class ResponsesMeter:
+class ResponsesMeter(Following):
     """One stream, from its first byte to the event that ends it."""
 
     def __init__(self) -> None:
-        self.kept: list[bytes] = []
-        self.failure = b""
-        self.over = False
-        self.complete = False
+        super().__init__(Counting(_bytes_written, (b".delta", b"response.output_item")), EVENT_BYTES_MAX)
         self._usage: TokenUsage | None = None
-        self._foreign = False
-        self._splitter = sse.Splitter(EVENT_BYTES_MAX)
-        self._counting = Counting(_bytes_written, (b".delta", b"response.output_item"))
 
     @property
     def usage(self) -> TokenUsage | None:
         return self._usage
 
-    @property
-    def counted_tokens(self) -> int | None:
-        return None if self._foreign else self._counting.tokens
-
-    @property
-    def told_input(self) -> TokenUsage | None:
-        return None  # this dialect tells it at the end
-
-    @property
-    def wrote(self) -> bool:
-        return self._foreign or self._counting.wrote
-
-    def feed(self, data: bytes) -> bytes:
-        if self.over:
-            return b""
-        if not self._splitter.rest and data.endswith(EVENT_END) and _ordinary(data):
-            self._counting.add(data)
-            return data
-        passing = bytearray()
-        for event in self._splitter.feed(data):
-            if self.over:
-                break
-            passing += self._take(event)
-        return bytes(passing)
-
-    def end(self) -> bytes:
-        rest = self._splitter.rest.strip()
-        if not rest or self.over:
-            return b""
-        return self._take(rest + EVENT_END)
-
-    def _fail(self, event: bytes) -> bytes:
-        """End at what is no event of this dialect, and which nobody can count."""
-        self.failure, self.over, self._foreign = event.strip(), True, True
-        return b""
-
-    def _take(self, event: bytes) -> bytes:
-        data = sse.data_of(event)
-        if not data:
-            return self._fail(event) if is_foreign(event) else event
-        if data == b"[DONE]":
-            return b""
-        if _ordinary(event):
-            self._counting.add(event)
-            return event
-        return self._read(event, data)
+    def _ordinary(self, data: bytes) -> bool:
+        return _ordinary(data)
 
     def _read(self, event: bytes, data: bytes) -> bytes:
+        if data == b"[DONE]":
+            return b""
         told = _object_of(data)
         kind = told.get("type")
         if kind in ENDINGS:
