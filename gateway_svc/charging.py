@@ -99,7 +99,7 @@ class Ledger:
     async def _charged(self, report: Report, item: Item) -> Charged:
         try:
             async with asyncio.timeout(SETTLE_SECONDS_MAX):
-                answer = await item.answer  # whoever gives up waiting leaves it on its way
+                answer = await asyncio.shield(item.answer)  # whoever gives up leaves it on its way, and `drain` waits
         except TimeoutError:
             log.warn("settle.late", request_id=report.request_id)
             raise _pending() from None

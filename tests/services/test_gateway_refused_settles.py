@@ -92,5 +92,19 @@ async def test_a_settle_is_on_its_way_before_anybody_waits_for_it(house: House) 
     assert len(ledger.settles) == 1
 
 
+async def test_a_settle_that_nobody_waits_for_any_more_is_still_waited_for_at_the_end(house: House) -> None:
+    away = Unavailable("DATABASE_UNAVAILABLE", "x")
+    ledger = FakeCharges(away, away)
+    async with holder(house, ledger) as gateway:
+        charging_ = asyncio.ensure_future(gateway.settle(report()))
+        await asyncio.sleep(0.05)  # it waits for an answer by now: the third try is 0.3 s after the first
+        charging_.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await charging_
+        assert len(ledger.settles) < 3
+        await gateway.drain(5)
+    assert len(ledger.settles) == 3
+
+
 def place() -> Place:
     return Place(ids.new(ids.Kind.REQUEST), AGENT, 1, "", (Route("mock", "mock-model"),), 1, 16, 16, 1)
