@@ -21,7 +21,7 @@ from gateway_svc.store import replays as store
 from gateway_svc.store.replays import Held, Place, Sealed
 from gateway_svc.who import Agent
 from mesh import failpoints, sealing
-from mesh.db import Database
+from mesh.db import Database, StatementError
 from mesh.errors import MeshError, Unavailable
 from mesh.telemetry import logs, metrics
 
@@ -30,9 +30,10 @@ PRUNE_SECONDS = 3600.0
 PRUNE_BATCH, PRUNE_BATCHES_MAX = 500, 100
 FINISH_TRIES_MAX, FINISH_SECONDS_MAX = 4, 5.0
 FINISH_PAUSE_SECONDS = 0.1  # doubled for each further try
-DRAIN_SECONDS_MAX = 5.0
+DRAIN_SECONDS_MAX = 4.0  # a process has 5 s after its completions before it is killed
 ROOM_SHARE = Fraction(1, 4)  # one organization's, of the memory for answers that are recorded or given again
 INLINE_BYTES_MAX = 32 * 1024  # more is packed and sealed on a thread, so that other completions go on
+FAILURES = (MeshError, StatementError, TimeoutError)  # of the table; none may end a loop or take an answer back
 
 log = logs.get(__name__)
 
@@ -148,7 +149,7 @@ class Replays:
                 sealed = await self._sealed(run.place, transcript)
                 if not await self._write(run, sealed):
                     log.warn("replay.superseded", request_id=run.place.request_id)
-        except (MeshError, TimeoutError) as error:
+        except FAILURES as error:
             log.warn("replay.not_kept", request_id=run.place.request_id, error=_name(error))
         finally:
             self._close(run)
@@ -159,7 +160,7 @@ class Replays:
         self._leave(run)
         try:
             await self._drop()
-        except MeshError as error:
+        except FAILURES as error:
             log.warn("replay.not_dropped", request_id=run.place.request_id, error=_name(error))
 
     def abandoned(self, run: Run) -> None:
@@ -179,7 +180,7 @@ class Replays:
         try:
             async with asyncio.timeout(DRAIN_SECONDS_MAX):
                 await self._drop()
-        except (MeshError, TimeoutError) as error:
+        except FAILURES as error:
             log.warn("replay.not_drained", left=len(self._leaving), error=_name(error))
 
     async def beat(self) -> None:
@@ -202,7 +203,7 @@ class Replays:
             try:
                 async with asyncio.timeout(BEAT_SECONDS):
                     await self.beat()
-            except (MeshError, TimeoutError) as error:
+            except FAILURES as error:
                 log.warn("replay.beat_failed", runs=len(self._runs), error=_name(error))
 
     async def _prune_always(self) -> None:
@@ -210,7 +211,7 @@ class Replays:
             done = False
             try:
                 done = await self.prune()
-            except MeshError as error:
+            except FAILURES as error:
                 log.warn("replay.prune_failed", error=_name(error))
             await asyncio.sleep(PRUNE_SECONDS if done else BEAT_SECONDS)
 

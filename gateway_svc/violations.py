@@ -15,8 +15,8 @@ from gateway_svc.shares import Shares
 from mesh import audit
 from mesh.audit import Fact
 from mesh.clock import monotonic_ms
-from mesh.db import Database
-from mesh.errors import MeshError, Unavailable
+from mesh.db import Database, StatementError
+from mesh.errors import Internal, MeshError, Unavailable
 from mesh.telemetry import logs, metrics
 
 WAITING_MAX = 2_000
@@ -102,7 +102,7 @@ class Violations:
         self._woken = asyncio.Event()
 
     async def record(self, violation: Violation) -> None:
-        """Write a fact and wait for its commit; Unavailable where it can't be written."""
+        """Write a fact and wait for its commit; Unavailable or Internal where it can't be written."""
         organization_id = violation.organization_id
         if not self._shares.take(organization_id, 1):
             metrics.SHED.labels("refusals").inc()
@@ -178,9 +178,9 @@ class Violations:
         try:
             async with self._db.transaction() as tx:
                 await audit.record_all(tx, [(group.first.agent_id, group.first.fact(group.count)) for group in batch])
-        except MeshError as error:
-            log.warn("violations.unwritten", reason=error.reason, number=sum(group.count for group in batch))
-            failure = error
+        except (MeshError, StatementError) as error:
+            log.warn("violations.unwritten", error=type(error).__name__, number=sum(group.count for group in batch))
+            failure = error if isinstance(error, MeshError) else Internal("INTERNAL", "it can't be put on record")
         for group in batch:
             if failure is None:
                 group.written.set_result(None)

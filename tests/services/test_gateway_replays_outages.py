@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import re
 from collections.abc import AsyncIterator
@@ -151,3 +152,35 @@ async def test_draining_without_the_database_ends(cabled: Cabled, caplog: pytest
     await cabled.pair.one.dropped(run)
     await cabled.pair.one.drain()
     assert "replay.not_drained" in caplog.messages
+
+
+async def test_what_the_database_refuses_takes_no_answer_back_and_ends_no_loop(
+    cabled: Cabled, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    pair = cabled.pair
+    run, alive = await pair.run(pair.one, keyed()), keyed()
+    await pair.run(pair.one, alive)
+    run.recorder.whole(200, b"lost", {})
+    check = f"CHECK (agent_id <> '{pair.agent.id}') NOT VALID"
+    await pair.owner.execute(f"ALTER TABLE gateway.replays ADD CONSTRAINT broken {check}")
+    running = asyncio.ensure_future(pair.one.run())
+    try:
+        await pair.one.finished(run, run.recorder.transcript())
+        for _ in range(500):
+            if caplog.messages.count("replay.beat_failed") >= 2:
+                break
+            await asyncio.sleep(0.01)
+    finally:
+        await pair.owner.execute("ALTER TABLE gateway.replays DROP CONSTRAINT broken")
+    assert "replay.not_kept" in caplog.messages
+    assert caplog.messages.count("replay.beat_failed") >= 2
+    await pair.aged(LAPSED)
+    for _ in range(500):
+        if await pair.reason(pair.begin(pair.two, alive)) == "IDEMPOTENCY_RUNNING":
+            break
+        await asyncio.sleep(0.01)
+    assert await pair.reason(pair.begin(pair.two, alive)) == "IDEMPOTENCY_RUNNING"
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running

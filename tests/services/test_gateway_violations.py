@@ -141,3 +141,19 @@ async def test_a_refusal_that_can_not_be_written_says_so_to_all_who_wait(house: 
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     running.cancel()
     assert all(isinstance(outcome, MeshError) for outcome in outcomes)
+
+
+async def test_a_refusal_that_the_database_refuses_says_so_and_the_next_one_is_written(
+    recorded: Violations, database: Database, house: House
+) -> None:
+    organization, owner = fresh("org"), await asyncpg.connect(house.owner_dsn.reveal())
+    check = f"CHECK (position('{organization}' in encode(payload, 'escape')) = 0) NOT VALID"
+    await owner.execute(f"ALTER TABLE gateway.audit_outbox ADD CONSTRAINT broken {check}")
+    try:
+        with pytest.raises(MeshError, match="be put on record"):
+            await recorded.record(violation(organization))
+    finally:
+        await owner.execute("ALTER TABLE gateway.audit_outbox DROP CONSTRAINT broken")
+        await owner.close()
+    await recorded.record(violation(organization))
+    assert len(await facts(database, organization)) == 1
