@@ -134,6 +134,10 @@ async def connect(
         await database.close()
 
 
+async def _left_as_found(_: object) -> None:
+    """Reset nothing: no statement of ours changes its session, and asyncpg itself has ended an open transaction."""
+
+
 async def _wait_for_pool(dsn: Secret, size_min: int, size_max: int, server_settings: dict[str, str]) -> asyncpg.Pool:
     patience = asyncio.get_running_loop().time() + START_SECONDS_MAX
     while True:
@@ -144,6 +148,7 @@ async def _wait_for_pool(dsn: Secret, size_min: int, size_max: int, server_setti
                 max_size=size_max,
                 command_timeout=STATEMENT_SECONDS_MAX,
                 max_inactive_connection_lifetime=120,
+                reset=_left_as_found,
                 server_settings=server_settings,
             )
         except OUTAGES as error:
