@@ -25,7 +25,7 @@ from ledger_svc.holds import (
     Voiding,
     VoidOutcome,
 )
-from ledger_svc.store import charges
+from ledger_svc.remembering import Remembering
 from mesh.db import Database, StatementError
 from mesh.errors import Internal, MeshError, Unavailable
 from mesh.telemetry import logs, metrics, traces
@@ -107,7 +107,7 @@ class Commits:
     """The lanes of all organizations in this process."""
 
     def __init__(self, db: Database) -> None:
-        self._db = db
+        self._books = Remembering(db)
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -166,16 +166,16 @@ class Commits:
             await asyncio.sleep(0)  # what arrives in the same turn of the loop shares the first commit
             while lane.length:
                 if lane.voids:
-                    await self._commit(lane, "void", _take(lane.voids), charges.void)
+                    await self._commit(lane, "void", _take(lane.voids), self._books.void)
                     lane.freed = True
                 if lane.settles and lane.holds and not lane.patient:
                     await self._settle_and_place(lane)
                 else:
                     if lane.settles:
-                        await self._commit(lane, "settle", _take(lane.settles), charges.settle)
+                        await self._commit(lane, "settle", _take(lane.settles), self._books.settle)
                         lane.freed = True
                     await self._place(lane)
-                await self._commit(lane, "post", _take(lane.posts), charges.post)
+                await self._commit(lane, "post", _take(lane.posts), self._books.post)
                 if not (lane.settles or lane.voids or lane.holds or lane.posts) and lane.patient:
                     await _rest(lane)
         finally:
@@ -193,11 +193,11 @@ class Commits:
         placings = [(waiting.item, last) for waiting, last in zip(holds, final, strict=True)]
         try:
             with traces.within(_span([*settles, *holds])):
-                settled, placed = await charges.settle_and_place(
-                    self._db, lane.organization_id, [waiting.item for waiting in settles], placings
+                settled, placed = await self._books.settle_and_place(
+                    lane.organization_id, [waiting.item for waiting in settles], placings
                 )
         except StatementError:  # one bad item must not fail its neighbours
-            await self._commit(lane, "settle", settles, charges.settle)
+            await self._commit(lane, "settle", settles, self._books.settle)
             await self._decide(lane, holds)
         except Exception as error:  # noqa: BLE001  # a lane that died would leave its callers waiting for ever
             told = _told(error, "both", lane)
@@ -223,8 +223,8 @@ class Commits:
     async def _decide(self, lane: Lane, batch: list[Waiting[Placing, Placed]]) -> None:
         final = dict(zip((waiting.item.request_id for waiting in batch), _final(batch), strict=True))
 
-        async def place(db: Database, organization_id: str, items: Sequence[Placing]) -> list[Placed]:
-            return await charges.place(db, organization_id, [(item, final[item.request_id]) for item in items])
+        async def place(organization_id: str, items: Sequence[Placing]) -> list[Placed]:
+            return await self._books.place(organization_id, [(item, final[item.request_id]) for item in items])
 
         def answer(waiting: Waiting[Placing, Placed], placed: Placed) -> None:
             _answer_holds(lane, [waiting], [placed], [final[waiting.item.request_id]])
@@ -236,7 +236,7 @@ class Commits:
         lane: Lane,
         kind: str,
         batch: list[Waiting[Item, Outcome]],
-        write: Callable[[Database, str, Sequence[Item]], Awaitable[list[Outcome]]],
+        write: Callable[[str, Sequence[Item]], Awaitable[list[Outcome]]],
         answer: Callable[[Waiting[Item, Outcome], Outcome], None] | None = None,
     ) -> None:
         if not batch:
@@ -244,7 +244,7 @@ class Commits:
         metrics.LEDGER_BATCH.labels(kind).observe(len(batch))
         try:
             with traces.within(_span(batch)):
-                outcomes = await write(self._db, lane.organization_id, [waiting.item for waiting in batch])
+                outcomes = await write(lane.organization_id, [waiting.item for waiting in batch])
         except StatementError as error:
             if len(batch) > 1:
                 for waiting in batch:  # one bad item must not fail its neighbours

@@ -19,15 +19,26 @@ class NodeFact:
 
 
 async def put_nodes(db: Database, nodes: Sequence[NodeFact]) -> None:
-    """Record facts; one already known is left as it is. A new organization's wallet is opened with its node."""
+    """Record facts; one already known is left as it is. A new organization's wallet is opened with its node.
+
+    Every organization of which something is new has a turn: what is remembered of its paths holds no longer.
+    """
+    facts = sorted((node.id, node.path_version, node.organization_id, ",".join(node.path)) for node in nodes)
+    if not facts:
+        return
     async with db.transaction() as tx:
-        await tx.executemany(
-            "INSERT INTO nodes (id, path_version, organization_id, path) VALUES ($1, $2, $3, $4) "
-            "ON CONFLICT DO NOTHING",
-            sorted((node.id, node.path_version, node.organization_id, list(node.path)) for node in nodes),
+        new = await tx.fetch(
+            """
+            INSERT INTO nodes (id, path_version, organization_id, path)
+              SELECT i, v, o, string_to_array(p, ',')
+                FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) t(i, v, o, p)
+            ON CONFLICT DO NOTHING RETURNING id, organization_id
+            """,
+            *(list(column) for column in zip(*facts, strict=True)),
         )
-        for organization_id in sorted({node.organization_id for node in nodes if node.id == node.organization_id}):
+        for organization_id in sorted({row["organization_id"] for row in new}):
             await tx.execute("SELECT lock_organization($1)", organization_id)
+        for organization_id in sorted(row["id"] for row in new if row["id"] == row["organization_id"]):
             await tx.execute("SELECT account_of($1, 'wallet')", organization_id)
 
 
