@@ -41,7 +41,7 @@ BEGIN
          coalesce((SELECT r.version FROM rules r WHERE r.organization_id = p_org ORDER BY r.version DESC LIMIT 1), 0)
     INTO v_budgets, v_rules;
   SELECT array_agg(CASE WHEN s.path_version = t.version AND k.path_version = t.version AND s.budgets = v_budgets AND s.rules = v_rules
-                         AND s.until > now THEN s.id END ORDER BY t.o)
+                         AND s.until > greatest(now, told_at) THEN s.id END ORDER BY t.o)
     INTO agent_sets
     FROM unnest(p_agents, p_versions) WITH ORDINALITY t(agent, version, o)
     LEFT JOIN LATERAL (SELECT * FROM limit_sets x WHERE x.organization_id = p_org AND x.agent_id = t.agent ORDER BY x.id DESC LIMIT 1) s ON true
@@ -68,7 +68,6 @@ BEGIN
     CROSS JOIN LATERAL (SELECT * FROM checkpoints x WHERE x.account_id = w.id ORDER BY x.at DESC, x.step DESC LIMIT 1) c;
 END $$;
 
-CREATE TYPE plain_account AS (id bigint, settled bigint, held bigint, floor bigint, disabled boolean, auto_disable boolean);
 CREATE TYPE plain_settlement AS (
   request text, agent text, api_key text, end_user text, ceiling bigint, path text, limits bigint, held_at timestamptz, cost bigint,
   provider text, model text, price text, input bigint, cached bigint, cache_write bigint, output bigint, reasoning bigint, estimated boolean,
@@ -87,7 +86,8 @@ CREATE FUNCTION post_plain(
   p_org text, p_turn bigint, p_at timestamptz, p_wallet bigint, p_revenue bigint,
   p_transfer_seq bigint, p_usage_seq bigint, p_audit_seq bigint,  -- the last of each before
   p_posted bigint,  -- transfers
-  p_accounts plain_account[], p_settled plain_settlement[], p_placed plain_hold[], p_holders text[]
+  a_id bigint[], a_settled bigint[], a_held bigint[], a_floor bigint[], a_disabled boolean[], a_auto boolean[],
+  p_settled plain_settlement[], p_placed plain_hold[], p_holders text[]
 ) RETURNS timestamptz LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE v_count int;
 BEGIN
@@ -133,6 +133,7 @@ BEGIN
       SELECT p_org, t.request, t.holder, p_at FROM unnest(p_placed) t;
   END IF;
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
-    SELECT t.id, p_at, 0, p_transfer_seq + p_posted, t.settled, t.held, t.floor, t.disabled, t.auto_disable FROM unnest(p_accounts) t;
+    SELECT id, p_at, 0, p_transfer_seq + p_posted, s, h, f, d, a
+      FROM unnest(a_id, a_settled, a_held, a_floor, a_disabled, a_auto) t(id, s, h, f, d, a);
   RETURN clock_timestamp();
 END $$;

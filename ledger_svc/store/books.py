@@ -12,7 +12,10 @@ from ledger_svc.holds import Placing, Settling
 from mesh.db import Database, Row
 
 READ = "SELECT * FROM read_books($1, $2, $3, $4)"
-POST = f"SELECT post_plain({', '.join(f'${number}' for number in range(1, 14))})"
+POST = """
+SELECT post_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::bigint[], $11::text::bigint[], $12::text::bigint[],
+                  $13::text::bigint[], $14::text::boolean[], $15::text::boolean[], $16, $17, $18)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,26 @@ async def post(db: Database, books: Books, batch: Plain) -> datetime | None:
         books.usage_seq,
         books.audit_seq,
         batch.posted,
-        [
-            (number, each.settled_micros, each.held_micros, each.floor_micros, each.disabled, each.auto_disable)
-            for number, each in batch.accounts.items()
-        ],
+        *_accounts(batch),
         _settlements(batch),
         [_hold(placing, hold) for placing, hold in batch.placed],
         list({placing.holder_id for placing, _ in batch.placed}),
     )
     return written
+
+
+def _accounts(batch: Plain) -> tuple[str, ...]:
+    """Return the columns of what becomes of accounts, each as the text of an array: the rows are many and short."""
+    accounts = batch.accounts.values()
+    columns = (
+        map(str, batch.accounts),
+        [str(account.settled_micros) for account in accounts],
+        [str(account.held_micros) for account in accounts],
+        [str(account.floor_micros) for account in accounts],
+        ["t" if account.disabled else "f" for account in accounts],
+        ["t" if account.auto_disable else "f" for account in accounts],
+    )
+    return tuple(f"{{{','.join(column)}}}" for column in columns)
 
 
 def _settlements(batch: Plain) -> list[tuple[object, ...]]:

@@ -208,8 +208,10 @@ async def forget_checkpoints(connection: asyncpg.Connection, organization: str) 
 
 async def move_time(connection: asyncpg.Connection, organization: str, moment: str) -> None:
     """Bring the organization's time to `moment` (ISO 8601): it never goes back behind its last fact."""
-    await connection.execute(
-        "SELECT append_audit($1, $2::text::timestamptz, '{test}', '{time.moved}', '{clock}', '{\"{}\"}')",
-        organization,
-        moment,
-    )
+    async with connection.transaction():
+        await connection.execute("SELECT lock_organization($1)", organization)
+        await connection.execute(
+            "SELECT append_audit($1, $2::text::timestamptz, '{test}', '{time.moved}', '{clock}', '{\"{}\"}')",
+            organization,
+            moment,
+        )

@@ -20,7 +20,7 @@ FACTS = (
 DERIVED = (
     "open_grants", "events", "jobs",
     "audit_subtrees",
-    "checkpoints", "open_holds", "leases", "thinnings",
+    "checkpoints", "open_holds", "leases", "thinnings", "turns",
     "report_cursors", "report_subjects", "usage_sums", "usage_activity", "usage_shares",
 )  # fmt: skip
 ROLES = ("identity", "vault", "ledger", "gateway")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from ledger_svc import remembering
 from ledger_svc.holds import (
     Differs,
     Ended,
@@ -76,6 +77,14 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("forget")),
 )
 POSTED = {wallets.POSTED: "posted", wallets.SHORT: "short", wallets.ABOVE_PURCHASE: "above"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def always_tried() -> Generator[None]:
+    """Try every batch from what is remembered, however often it was no use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembering, "SKIPPED_MAX", 1)
+        yield
 
 
 @dataclass
