@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from ledger_svc.holds import Placing, Settling
 
@@ -19,8 +20,7 @@ THRESHOLDS = (50, 80, 100)  # percent of a limit; passing one is told, and may s
 quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """A wallet, a budget's window or revenue, as of the last commit; no floor is ever above 0."""
 
     settled_micros: int
@@ -90,22 +90,9 @@ def plain(books: Books, settlings: Sequence[Settling], placings: Sequence[Placin
     placed = _placed(books, placings, at)
     if settled is None or placed is None:
         return None
-    spent, freed, taken = _sums(settled, placed)
-    accounts: dict[int, Account] = {}
-    for number in spent.keys() | taken.keys():
-        was = books.accounts.get(number)
-        if was is None:
-            return None
-        now = _moved(was, spent.get(number), freed.get(number, 0), taken.get(number))
-        if now is None:
-            return None
-        accounts[number] = now
-    if settled:
-        revenue = books.accounts.get(books.revenue)
-        if revenue is None:
-            return None
-        earned = revenue.settled_micros + sum(settling.cost_micros for settling, _ in settled)
-        accounts[books.revenue] = Account(earned, revenue.held_micros, 0, disabled=False, auto_disable=False)
+    accounts = _accounts(books, settled, placed)
+    if accounts is None:
+        return None
     lines, hashes = _chained(books, settled, at)
     posted = sum(settling.cost_micros > 0 for settling, _ in settled)
     return Plain(at, accounts, settled, lines, hashes, placed, posted)
@@ -150,40 +137,61 @@ def _placed(books: Books, placings: Sequence[Placing], at: datetime) -> list[tup
     return found
 
 
-def _sums(
-    settled: Iterable[tuple[Settling, OpenHold]], placed: Iterable[tuple[Placing, OpenHold]]
-) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
-    """Return by account what is spent, what is no longer held (of the same accounts), and what is newly held."""
+def _accounts(
+    books: Books, settled: Sequence[tuple[Settling, OpenHold]], placed: Iterable[tuple[Placing, OpenHold]]
+) -> dict[int, Account] | None:
+    """Return every account that a batch touches as it is then; None where one has no room, or something to tell."""
+    accounts: dict[int, Account] = {}
+    spent, freed = _sums(settled)
+    for number, cost in spent.items():
+        was = books.accounts.get(number)
+        if was is None or _tells(was, was.settled_micros - cost):
+            return None
+        settled_micros, held_micros = was.settled_micros - cost, was.held_micros - freed[number]
+        accounts[number] = Account(settled_micros, held_micros, was.floor_micros, was.disabled, was.auto_disable)
+    for number, ceiling in _taken(placed).items():
+        was = accounts.get(number) or books.accounts.get(number)
+        if was is None or was.disabled or was.settled_micros - was.held_micros - ceiling < was.floor_micros:
+            return None
+        held_micros = was.held_micros + ceiling
+        accounts[number] = Account(was.settled_micros, held_micros, was.floor_micros, was.disabled, was.auto_disable)
+    if settled:
+        revenue = books.accounts.get(books.revenue)
+        if revenue is None:
+            return None
+        earned = revenue.settled_micros + sum(settling.cost_micros for settling, _ in settled)
+        accounts[books.revenue] = revenue._replace(settled_micros=earned)
+    return accounts
+
+
+def _sums(settled: Iterable[tuple[Settling, OpenHold]]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return what is spent of each account, and what is no longer held of it."""
     spent: dict[int, int] = {}
     freed: dict[int, int] = {}
-    taken: dict[int, int] = {}
     for settling, hold in settled:
         cost, ceiling = settling.cost_micros, hold.ceiling_micros
         for number in hold.limits.accounts:
             spent[number] = spent.get(number, 0) + cost
             freed[number] = freed.get(number, 0) + ceiling
+    return spent, freed
+
+
+def _taken(placed: Iterable[tuple[Placing, OpenHold]]) -> dict[int, int]:
+    """Return what is newly held of each account."""
+    taken: dict[int, int] = {}
     for _, hold in placed:
         ceiling = hold.ceiling_micros
         for number in hold.limits.accounts:
             taken[number] = taken.get(number, 0) + ceiling
-    return spent, freed, taken
-
-
-def _moved(was: Account, spent: int | None, freed: int, taken: int | None) -> Account | None:
-    """Return an account after a batch; None where it has no room for what is taken, or there is something to tell."""
-    settled, held = was.settled_micros - (spent or 0), was.held_micros - freed
-    if spent is not None and _tells(was, settled):
-        return None
-    if taken is not None:
-        held += taken
-        if was.disabled or settled - held < was.floor_micros:
-            return None
-    return Account(settled, held, was.floor_micros, was.disabled, was.auto_disable)
+    return taken
 
 
 def _tells(was: Account, settled: int) -> bool:
     """Return whether spending passed a threshold, or a budget is used up that is to stop its target then."""
-    limit, used, used_before = -was.floor_micros, -settled, -was.settled_micros
+    limit, used = -was.floor_micros, -settled
+    if used * 100 < limit * THRESHOLDS[0]:
+        return False
+    used_before = -was.settled_micros
     if limit > 0 and any(used * 100 >= limit * percent > used_before * 100 for percent in THRESHOLDS):
         return True
     return was.auto_disable and not was.disabled and used >= limit
