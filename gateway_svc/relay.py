@@ -64,15 +64,15 @@ class Relay:
         if self._client.gone():
             metrics.STREAMS_LEFT.labels("cut" if self.broken else "drained").inc()
         complete = self._ended()
-        seen = meter.usage is not None or any(b'"usage"' in event for event in meter.kept)
+        usage = meter.usage
         return Ending(
             status=exchange.status,
-            usage=meter.usage,
-            counted_tokens=meter.counted_tokens,
+            usage=usage,
+            counted_tokens=None if complete else meter.counted_tokens,  # a whole answer is charged without our count
             complete=complete,
-            usage_seen=seen,
+            usage_seen=usage is not None or any(b'"usage"' in event for event in meter.kept),
             told_input=meter.told_input,
-            wrote=meter.wrote,
+            wrote=complete or meter.wrote,
         )
 
     def _ended(self) -> bool:

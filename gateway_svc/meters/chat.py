@@ -63,10 +63,10 @@ class ChatMeter(Following):
 
 def _ordinary(data: bytes) -> bool:
     """Return whether these are whole chunks of one data line each, none of which has to be read."""
-    if not data.startswith(DATA) or b"\r" in data or ERROR in data or DONE in data:
+    if not data.startswith(DATA) or not data.endswith(EVENT_END) or b"\r" in data or ERROR in data or DONE in data:
         return False
-    events = data.count(EVENT_END)
-    if data.count(b"\n\ndata:") + 1 != events or data.count(b"\n") != 2 * events:
+    events = data.count(b"\n\ndata:") + 1
+    if data.count(b"\n") != 2 * events:  # more than the ends of these: a line of something else, or no line at all
         return False
     if _followed(data, CHOICES, b"[") != events or data.count(FINISH) != _followed(data, FINISH, NULL):
         return False

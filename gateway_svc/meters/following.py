@@ -42,18 +42,31 @@ class Following(ABC):
         if not self._splitter.rest and data.endswith(EVENT_END) and self._ordinary(data):
             self._counting.add(data)
             return data
-        passing = bytearray()
-        for event in self._splitter.feed(data):
-            if self.over:
-                break
-            passing += self._take(event)
-        return bytes(passing)
+        passing: list[bytes] = []
+        self._take_all(self._splitter.feed(data), passing)
+        return b"".join(passing)
 
     def end(self) -> bytes:
         rest = self._splitter.rest.strip()
         if not rest or self.over:
             return b""
         return self._take(rest + EVENT_END)  # ended here, so that an error after it is an event of its own
+
+    def _take_all(self, events: list[bytes], passing: list[bytes]) -> None:
+        """Take events not all of which are ordinary; the few that have to be read are found by halving."""
+        if len(events) == 1:
+            passing.append(self._take(events[0]))
+            return
+        half = len(events) // 2
+        for part in filter(None, (events[:half], events[half:])):
+            joined = b"".join(part)
+            if self.over:
+                return
+            if self._ordinary(joined):
+                self._counting.add(joined)
+                passing.append(joined)
+            else:
+                self._take_all(part, passing)
 
     def _take(self, event: bytes) -> bytes:
         """Take one event and return what may be passed on."""
