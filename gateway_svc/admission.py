@@ -72,7 +72,7 @@ class Admission:
     async def admit(self, ask: Ask) -> Admitted:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
         agent = ask.agent
-        policy = await self._rules.over(agent.path)
+        policy = await self._rules.of(agent.path)
         async with self._recorded(ask, agent):
             request, choices = await self._choose(ask, agent, policy)
             sizes = [(choice.model, choice.far.size) for choice in choices]
@@ -86,7 +86,7 @@ class Admission:
         With the platform's key it may go so often a minute and no more, whatever policies say.
         """
         agent = ask.agent
-        policy = await self._rules.over(agent.path)
+        policy = await self._rules.of(agent.path)
         async with self._recorded(ask, agent):
             _, choices = await self._choose(ask, agent, policy)
             rates = (*policy.rates, *_counting(agent, choices[0].credential))
@@ -95,7 +95,7 @@ class Admission:
 
     async def repeated(self, ask: Ask, agent: Agent) -> Taken:
         """Count a request that is answered with what is kept: as one without tokens."""
-        policy = await self._rules.over(agent.path)
+        policy = await self._rules.of(agent.path)
         async with self._recorded(ask, agent):
             return await self._rates.take(agent.organization_id, policy.rates, 0)
 
@@ -131,7 +131,7 @@ class Admission:
     async def models(self, key: Secret | None) -> list[tuple[str, Model]]:
         """Return the names that a key may ask for, and what they lead to."""
         agent = await self.agent(key)
-        return await self._choices.listed(agent, await self._rules.over(agent.path))
+        return await self._choices.listed(agent, await self._rules.of(agent.path))
 
     def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""

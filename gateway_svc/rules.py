@@ -20,8 +20,6 @@ Path = tuple[str, ...]
 class Rules(Pushed[Path, Policy]):
     """The merged policies of the agents seen lately, by the ids on their paths; `of(path)` gives them."""
 
-    over = Pushed[Path, Policy].of
-
     def __init__(self, db: Database, changes: Changes) -> None:
         super().__init__(
             changes,

@@ -98,7 +98,7 @@ async def seen_after_ms(rules: Rules, path: tuple[str, ...], limit: int | None) 
     started = time.monotonic()
     async with asyncio.timeout(5):
         while True:
-            if (await rules.over(path)).max_tokens_per_request == limit:
+            if (await rules.of(path)).max_tokens_per_request == limit:
                 return (time.monotonic() - started) * 1000
             await asyncio.sleep(0.002)
 
@@ -108,7 +108,7 @@ async def refused_after_ms(rules: Rules, path: tuple[str, ...]) -> float:
     async with asyncio.timeout(5):
         while True:
             try:
-                await rules.over(path)
+                await rules.of(path)
             except Unavailable:
                 return (time.monotonic() - started) * 1000
             await asyncio.sleep(0.002)
@@ -117,11 +117,11 @@ async def refused_after_ms(rules: Rules, path: tuple[str, ...]) -> float:
 async def test_an_agent_whose_policies_do_not_change_is_read_once(database: Database) -> None:
     counted, path = Counted(database), a_path()
     async with following(counted) as rules:
-        assert await rules.over(path) == ANYTHING
+        assert await rules.of(path) == ANYTHING
         reads, polls = counted.reads, counted.polls
         deadline = time.monotonic() + 2 * FRESH_MS / 1000
         while time.monotonic() < deadline:
-            assert await rules.over(path) == ANYTHING
+            assert await rules.of(path) == ANYTHING
             await asyncio.sleep(0.01)
     assert (reads, counted.reads) == (1, 1)
     assert 4 <= counted.polls - polls <= 9
@@ -130,13 +130,13 @@ async def test_an_agent_whose_policies_do_not_change_is_read_once(database: Data
 async def test_a_change_on_any_level_is_seen_within_a_second_and_disturbs_no_other_path(database: Database) -> None:
     counted, path, other = Counted(database), a_path(), a_path()
     async with following(counted) as rules:
-        await rules.over(other)
+        await rules.of(other)
         for limit, target_id in zip((40, 30, 20, 10), path, strict=True):
-            await rules.over(path)
+            await rules.of(path)
             await add(database, path[0], target_id, Terms(max_tokens_per_request=limit))
             assert await seen_after_ms(rules, path, limit) < 1_000
         before = counted.reads
-        await rules.over(other)
+        await rules.of(other)
         assert counted.reads == before
 
 
@@ -151,14 +151,14 @@ async def test_what_was_read_before_a_change_that_is_known_is_read_again(databas
 
     async with following(counted) as rules:
         counted.on_read = change_and_be_seen
-        assert (await rules.over(path)).max_tokens_per_request == 5
+        assert (await rules.of(path)).max_tokens_per_request == 5
     assert counted.reads == 2
 
 
 async def test_without_the_loop_what_is_kept_counts_for_700_ms(database: Database) -> None:
     counted, path = Counted(database), a_path()
     rules = Rules(counted, Changes(counted))
-    assert await rules.over(path) == ANYTHING
+    assert await rules.of(path) == ANYTHING
     await add(database, path[0], path[3])
     assert FRESH_MS / 2 < await seen_after_ms(rules, path, 5) < 1_000
     assert not rules.fresh
@@ -178,24 +178,24 @@ async def test_what_cannot_be_followed_drops_all_that_is_kept(database: Database
     await add(database, ids.new(ids.Kind.ORGANIZATION), fresh("target"))
     counted, path = Counted(database), a_path()
     async with following(counted) as rules:
-        await rules.over(path)
+        await rules.of(path)
         assert counted.reads == 1
         counted.told = told
         polls = counted.polls
         await until(lambda: counted.polls >= polls + 2)
-        await rules.over(path)
+        await rules.of(path)
     assert counted.reads > 1  # again, where a poll drops it while it is read
 
 
 async def test_while_postgresql_is_away_nothing_is_allowed_once_what_is_kept_is_unproved(database: Database) -> None:
     counted, path = Counted(database), a_path()
     async with following(counted) as rules:
-        await rules.over(path)
+        await rules.of(path)
         counted.down = True
         assert await refused_after_ms(rules, path) <= FRESH_MS + 50
         assert not rules.fresh
         with pytest.raises(Unavailable):
-            await rules.over(a_path())
+            await rules.of(a_path())
         await add(database, path[0], path[1])
         counted.down = False
         assert await seen_after_ms(rules, path, 5) < 1_000
@@ -206,14 +206,14 @@ async def test_a_reading_that_takes_too_long_is_an_outage(database: Database, mo
     monkeypatch.setattr(pushed, "READ_MS_MAX", 20)
     counted.on_read = lambda: asyncio.sleep(10)
     with pytest.raises(Unavailable) as raised:
-        await Rules(counted, Changes(counted)).over(a_path())
+        await Rules(counted, Changes(counted)).of(a_path())
     assert raised.value.reason == "DATABASE_UNAVAILABLE"
 
 
 async def test_many_who_ask_at_once_share_one_reading(database: Database) -> None:
     counted, path = Counted(database), a_path()
     rules = Rules(counted, Changes(counted))
-    await asyncio.gather(*(rules.over(path) for _ in range(200)))
+    await asyncio.gather(*(rules.of(path) for _ in range(200)))
     assert counted.reads == 1
 
 
@@ -224,11 +224,11 @@ async def test_what_is_kept_is_bounded_and_the_one_asked_for_last_stays(
     counted, paths = Counted(database), [a_path() for _ in range(4)]
     async with following(counted) as rules:
         for path in (*paths[:3], paths[0], paths[3]):
-            await rules.over(path)
+            await rules.of(path)
         assert counted.reads == 4
-        await rules.over(paths[0])
+        await rules.of(paths[0])
         assert counted.reads == 4
-        await rules.over(paths[1])
+        await rules.of(paths[1])
         assert counted.reads == 5
 
 
