@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway_svc.access_tokens import SCOPE, TOKEN_CHARACTERS_MAX, is_shaped
@@ -27,6 +25,7 @@ KEY_PREFIX = "cpk_"
 KEY_CHARACTERS_MAX = 256
 # Counting is free and nothing is held for it; what it uses up is the platform's own rate at the provider.
 COUNTS_PER_MINUTE_AGENT, COUNTS_PER_MINUTE_ORGANIZATION = 60, 600
+BY_POLICY = (PermissionDenied, RateExceeded, TokensAboveRate)  # refusals that go on record
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +72,14 @@ class Admission:
         """Let a request in, counted against the rates of all its levels, or raise why not."""
         agent = ask.agent
         policy = await self._rules.of(agent.path)
-        async with self._recorded(ask, agent):
+        try:
             request, choices = await self._choose(ask, agent, policy)
             sizes = [(choice.model, choice.far.size) for choice in choices]
             bounded = bound(request, sizes, policy, clamp=ask.clamp)
             taken = await self._rates.take(agent.organization_id, policy.rates, bounded.tokens)
+        except BY_POLICY as refused:
+            await self.violated(ask, agent, refused)
+            raise
         return Admitted(ask, agent, policy, request, choices, bounded, taken)
 
     async def chosen(self, ask: Ask) -> Choice:
@@ -87,17 +89,23 @@ class Admission:
         """
         agent = ask.agent
         policy = await self._rules.of(agent.path)
-        async with self._recorded(ask, agent):
+        try:
             _, choices = await self._choose(ask, agent, policy)
             rates = (*policy.rates, *_counting(agent, choices[0].credential))
             await self._rates.take(agent.organization_id, rates, 0)
+        except BY_POLICY as refused:
+            await self.violated(ask, agent, refused)
+            raise
         return choices[0]
 
     async def repeated(self, ask: Ask, agent: Agent) -> Taken:
         """Count a request that is answered with what is kept: as one without tokens."""
         policy = await self._rules.of(agent.path)
-        async with self._recorded(ask, agent):
+        try:
             return await self._rates.take(agent.organization_id, policy.rates, 0)
+        except BY_POLICY as refused:
+            await self.violated(ask, agent, refused)
+            raise
 
     async def violated(self, ask: Ask, agent: Agent, refused: MeshError) -> None:
         """Put a refusal by policy on record, before anybody is told of it."""
@@ -136,14 +144,6 @@ class Admission:
     def correct(self, admitted: Admitted, tokens: int) -> None:
         """Count what a request used instead of what it might have used."""
         self._rates.correct(admitted.taken, tokens)
-
-    @asynccontextmanager
-    async def _recorded(self, ask: Ask, agent: Agent) -> AsyncGenerator[None]:
-        try:
-            yield
-        except (PermissionDenied, RateExceeded, TokensAboveRate) as refused:
-            await self.violated(ask, agent, refused)
-            raise
 
     async def _choose(self, ask: Ask, agent: Agent, policy: Policy) -> tuple[Request, tuple[Choice, ...]]:
         request = _read(ask, policy)

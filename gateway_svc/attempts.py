@@ -8,9 +8,9 @@ bill.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway_svc import failures
 from gateway_svc.breaker import Admitted as Leave
@@ -33,6 +33,8 @@ BAD_GATEWAY = 502  # the same, unless it is the provider's own word
 LIMITED = 429
 FIRST_SERVER_ERROR = 500
 AGAIN_SECONDS = 0.1  # before the only provider that there is, which was not reached, is tried once more
+
+Served = TypeVar("Served")
 
 log = logs.get(__name__)
 
@@ -63,9 +65,8 @@ class Attempts:
         self._circuits = circuits
         self._cooling = Circuits()  # which are tried last
 
-    @asynccontextmanager
-    async def made(self, passage: Passage) -> AsyncGenerator[Exchange | Refusal]:
-        """Give the first answer that serves, else the last refusal; Unserved where nobody could be asked."""
+    async def serve(self, passage: Passage, serving: Callable[[Exchange], Awaitable[Served]]) -> Served | Refusal:
+        """Let the first answer that serves be served, else return the last refusal; Unserved where nobody was asked."""
         choices = passage.admitted.choices
         refusal: Refusal | None = None
         missed: MeshError | None = None
@@ -73,23 +74,23 @@ class Attempts:
             if turn and len(choices) == 1:
                 await asyncio.sleep(AGAIN_SECONDS)
             try:
-                async with self._asked(passage, route) as exchange:
-                    if exchange.status < FIRST_ERROR_STATUS:
-                        yield exchange
-                        return
-                    refusal = await self._refusal(passage, route, exchange)
+                served = await self._asked(passage, route, serving)
             except Unserved as passed:
                 missed = missed or passed.error
                 continue
+            if not isinstance(served, Refusal):
+                return served
+            refusal = served
             if refusal.status not in ELSEWHERE or len(choices) == 1:
                 break
         if refusal is None:
             raise Unserved(missed or failures.unreachable())
         passage.went(refusal.route)
-        yield refusal
+        return refusal
 
-    @asynccontextmanager
-    async def _asked(self, passage: Passage, route: int) -> AsyncGenerator[Exchange]:
+    async def _asked(
+        self, passage: Passage, route: int, serving: Callable[[Exchange], Awaitable[Served]]
+    ) -> Served | Refusal:
         """Ask one provider, and tell its circuit how it did; that of one whose caller went away hears nothing.
 
         Unserved where it was not reached, or is not to be asked.
@@ -101,12 +102,15 @@ class Attempts:
         passage.sent(route, attempt)
         try:
             failpoints.reach("gateway.dispatch.asking")
-            async with attempt.around(choice.provider.ask(call)) as exchange:
+            async with attempt.asking(choice.provider, call) as exchange:
                 failpoints.reach("gateway.dispatch.answered")
                 attempt.answered(exchange.status)
                 if exchange.status == LIMITED:
                     self._cool(choice, exchange.retry_after)
-                yield exchange
+                if exchange.status < FIRST_ERROR_STATUS:
+                    served = await serving(exchange)
+                else:
+                    served = await self._refusal(passage, route, exchange)
             self._judge(leave, failed=exchange.status >= FIRST_SERVER_ERROR)
         except (NotSent, BrokenOff) as error:
             attempt.failed(error)
@@ -119,6 +123,7 @@ class Attempts:
             attempt.end()
             if leave is not None:
                 self._circuits.abandoned(leave)
+        return served
 
     def _order(self, choices: Sequence[Choice]) -> list[int]:
         """Put those last whose provider has just said that it takes no more of this model; they are tried all the same.

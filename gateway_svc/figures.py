@@ -14,7 +14,7 @@ from gateway_svc import genai
 from gateway_svc.choices import Choice
 from gateway_svc.dialects import Dialect
 from gateway_svc.holds import Report
-from gateway_svc.providers import BrokenOff, Exchange, NotSent
+from gateway_svc.providers import BrokenOff, Call, Exchange, NotSent, Provider
 from gateway_svc.settlement import FIRST_ERROR_STATUS, Outcome
 from gateway_svc.usage import TokenUsage
 from mesh.clock import monotonic_ms
@@ -72,9 +72,12 @@ class Attempt:
         self._started_ms = monotonic_ms()
         self._span = _span(choice, output_tokens) if traces.enabled() else None
 
-    def around(self, block: AbstractAsyncContextManager[Exchange]) -> AbstractAsyncContextManager[Exchange]:
-        """Return the call so that its sending is part of the span, if there is one."""
-        return block if self._span is None else traces.Within(block, self._span)
+    def asking(self, provider: Provider, call: Call) -> AbstractAsyncContextManager[Exchange]:
+        """Ask, so that all of it up to the answer's head is part of the span, if there is one."""
+        if self._span is None:
+            return provider.ask(call)
+        with traces.within(self._span):
+            return traces.Within(provider.ask(call), self._span)
 
     def answered(self, status: int) -> None:
         """Note the head of an answer."""

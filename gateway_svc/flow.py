@@ -156,14 +156,10 @@ class Completions:
             raise Unavailable("ACCOUNTING_UNAVAILABLE", "the ledger's lease ran out", retry_after_ms=500)
 
     async def _dispatch(self, passage: Passage, client: Client) -> Reply | None:
+        serve = self._stream if passage.admitted.request.stream else self._whole
         try:
-            async with self._attempts.made(passage) as exchange:
-                if isinstance(exchange, Refusal):
-                    return await self._refused(passage, exchange, client)
-                if passage.admitted.request.stream:
-                    await self._stream(passage, exchange, client)
-                    return None
-                return await self._whole(passage, exchange, client)
+            served = await self._attempts.serve(passage, lambda exchange: serve(passage, exchange, client))
+            return await self._refused(passage, served, client) if isinstance(served, Refusal) else served
         except BrokenOff as error:
             log.warn("upstream.cut", provider=passage.choice.model.provider, error=str(error))
             await passage.settle(BROKEN_OFF, client_gone=client.gone())

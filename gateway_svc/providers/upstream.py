@@ -29,6 +29,7 @@ class Answer(Protocol):
     """An HTTP answer whose head has arrived."""
 
     status: int
+    retry_after: str
 
     def header(self, name: str) -> str:
         """Return a header, empty when it is not there."""
@@ -124,12 +125,13 @@ class _Post:
 
 @final
 class _Answer:
-    __slots__ = ("_encoding", "_exchange", "status")
+    __slots__ = ("_encoding", "_exchange", "retry_after", "status")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self.status = exchange.reading.status
-        self._encoding = self.header("content-encoding") if b"content-encoding" in exchange.reading.headers else ""
+        self.retry_after = self.header("retry-after")
+        self._encoding = self.header("content-encoding")
 
     def header(self, name: str) -> str:
         return self._exchange.reading.headers.get(name.lower().encode(), b"").decode("latin-1")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import ClassVar
 
 import orjson
@@ -38,7 +37,9 @@ class Vendor:
         """Follow no orders: those are for the mock models."""
 
     def ask(self, call: Call) -> AbstractAsyncContextManager[Exchange]:
-        return _Asking(self, call)
+        if (span := traces.current()) is not None and call.credential is not None:
+            span.tell(genai.server(self.way(call.credential)[1]))
+        return self.post(call, self.paths[call.request.dialect])
 
     async def count(self, call: Call) -> int | None:
         return None
@@ -67,45 +68,6 @@ class Vendor:
     def way(self, credential: Credential) -> tuple[Upstream, str]:
         """Return the pool and the address that a key leads to."""
         return (self._public, credential.base_url) if credential.named else (self._upstream, self._base_url)
-
-
-class _Asking:
-    """A call as a block; a class, as a generator would cost more than what it does here."""
-
-    __slots__ = ("_call", "_post", "_vendor")
-
-    def __init__(self, vendor: Vendor, call: Call) -> None:
-        self._vendor = vendor
-        self._call = call
-        self._post: AbstractAsyncContextManager[Answer] | None = None
-
-    async def __aenter__(self) -> Exchange:
-        vendor, call = self._vendor, self._call
-        if (span := traces.current()) is not None and call.credential is not None:
-            span.tell(genai.server(vendor.way(call.credential)[1]))
-        self._post = vendor.post(call, vendor.paths[call.request.dialect])
-        return VendorExchange(await self._post.__aenter__())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._post is not None:
-            await self._post.__aexit__(kind, error, trace)
-
-
-class VendorExchange:
-    """An answer in the dialect that was asked in."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self.status = answer.status
-        self.retry_after = answer.header("retry-after")
-
-    async def body(self) -> bytes:
-        return await self._answer.body()
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        return self._answer.chunks()
 
 
 def _address(base_url: str, path: str) -> str:
