@@ -7,7 +7,8 @@ ago, and the ledger lapses a holder after 5 s. What is unanswered when the strea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
+from itertools import chain
 
 import grpc
 
@@ -64,11 +65,11 @@ class Ledger:
         """Ask for a hold; ACCOUNTING_UNAVAILABLE when no answer comes in time, and then the hold is void."""
         if self._inflight.full:
             raise _unavailable()
-        item = self._inflight.add_hold(wire.place_message(place), self._holder_id)
+        seconds = HOLD_SECONDS_MAX if self.leased else UNLEASED_SECONDS_MAX
+        item = self._inflight.add_hold(wire.place_message(place), self._holder_id, seconds)
         answered = False
         try:
-            async with asyncio.timeout(HOLD_SECONDS_MAX if self.leased else UNLEASED_SECONDS_MAX):
-                answer = await item.answer
+            answer = await item.answer
             answered = True
         except TimeoutError:
             raise _unavailable() from None
@@ -98,8 +99,7 @@ class Ledger:
 
     async def _charged(self, report: Report, item: Item) -> Charged:
         try:
-            async with asyncio.timeout(SETTLE_SECONDS_MAX):
-                answer = await asyncio.shield(item.answer)  # whoever gives up leaves it on its way, and `drain` waits
+            answer = await item.answer  # whoever leaves it leaves the report on its way
         except TimeoutError:
             log.warn("settle.late", request_id=report.request_id)
             raise _pending() from None
@@ -117,9 +117,7 @@ class Ledger:
 
     async def drain(self, seconds: float) -> None:
         """Wait until everything that was sent is answered."""
-        if waiting := self._inflight.unsettled:
-            await asyncio.wait([item.answer for item in waiting], timeout=seconds)
-        if unanswered := len(self._inflight.unsettled):
+        if unanswered := await self._inflight.settled(seconds):
             log.warn("ledger.drain_incomplete", unanswered=unanswered)
 
     async def run(self) -> None:
@@ -133,7 +131,9 @@ class Ledger:
             await asyncio.sleep(pause_seconds)
 
     def _add(self, report: Report) -> Item:
-        return self._inflight.add_settle(wire.settle_message(report), lambda: wire.settle_message(report.at_ceiling()))
+        return self._inflight.add_settle(
+            wire.settle_message(report), lambda: wire.settle_message(report.at_ceiling()), SETTLE_SECONDS_MAX
+        )
 
     def _give_up(self, item: Item, place: Place) -> None:
         self._inflight.drop(item)
@@ -205,7 +205,7 @@ class Ledger:
             sent_ms = self._beats_sent_ms.get(response.beat)
             if sent_ms is not None:
                 self._renew(sent_ms)
-            for answer in _answers(response):
+            for answer in chain(response.holds, response.settles, response.voids):
                 self._take(answer)
 
     def _renew(self, sent_ms: float) -> None:
@@ -216,7 +216,7 @@ class Ledger:
 
     def _take(self, answer: Answer) -> None:
         fault = answer.fault if answer.WhichOneof("outcome") == "fault" else None
-        item = self._inflight.item(answer)
+        item = None if fault is None else self._inflight.item(answer)
         if fault is None or item is None or isinstance(answer, charges_pb2.HoldAnswer):
             self._inflight.resolve(answer)
         elif fault.code in AGAIN:
@@ -236,12 +236,6 @@ class Ledger:
         self._holder_id = ids.new(ids.Kind.HOLDER)
         self._lease_until_ms = float("-inf")
         self._inflight.fail_holds(self._holder_id)
-
-
-def _answers(response: charges_pb2.ChargeResponse) -> Iterator[Answer]:
-    yield from response.holds
-    yield from response.settles
-    yield from response.voids
 
 
 def _unavailable() -> Unavailable:

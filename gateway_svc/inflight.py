@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from mandate.ledger.v1 import charges_pb2
 
 ITEMS_PER_MESSAGE_MAX = 500
 UNANSWERED_MAX = 10_000
+SWEEP_SECONDS = 0.1  # a timer for each of those who wait would cost more than looking through all of them so often
 
 Question: TypeAlias = "charges_pb2.PlaceHold | charges_pb2.SettleHold | charges_pb2.VoidHold"
 Answer: TypeAlias = "charges_pb2.HoldAnswer | charges_pb2.SettleAnswer | charges_pb2.VoidAnswer"
@@ -24,11 +26,12 @@ class Item:
 
     key: Key
     question: Question
+    answer: asyncio.Future[Answer | None]  # for whoever waits, who may leave it
+    until: float  # when that gets TimeoutError instead, by the loop's clock
     holder_id: str = ""
     sent: bool = False
     tries: int = 0  # how often the ledger could not take it
     instead: Callable[[], charges_pb2.SettleHold] | None = None  # asked once, where the ledger refuses the question
-    answer: asyncio.Future[Answer | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Inflight:
@@ -39,6 +42,8 @@ class Inflight:
         self._unsent: deque[Item] = deque()  # emptied into messages; holds at most what is unanswered
         self._waiting_holds: deque[Item] = deque()
         self._woken = asyncio.Event()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._settled: asyncio.Event | None = None  # there while somebody waits for the last of the settles and voids
 
     @property
     def full(self) -> bool:
@@ -50,24 +55,34 @@ class Inflight:
         """Return whether something waits to be sent."""
         return bool(self._unsent or self._waiting_holds)
 
-    @property
-    def unsettled(self) -> list[Item]:
-        """Return the settles and voids that have no answer."""
-        return [item for item in self._unanswered.values() if not isinstance(item.question, charges_pb2.PlaceHold)]
-
-    def add_hold(self, question: charges_pb2.PlaceHold, holder_id: str) -> Item:
-        """Add a wanted hold; it is sent once its holder has a lease."""
-        return self._add(Item((charges_pb2.HoldAnswer, question.request_id), question, holder_id))
+    def add_hold(self, question: charges_pb2.PlaceHold, holder_id: str, seconds: float) -> Item:
+        """Add a wanted hold, waited for so long at most; it is sent once its holder has a lease."""
+        return self._add((charges_pb2.HoldAnswer, question.request_id), question, seconds, holder_id)
 
     def add_settle(
-        self, question: charges_pb2.SettleHold, instead: Callable[[], charges_pb2.SettleHold] | None = None
+        self, question: charges_pb2.SettleHold, instead: Callable[[], charges_pb2.SettleHold], seconds: float
     ) -> Item:
         """Add a settle, and what makes the one to ask where the ledger finds it wrong in itself."""
-        return self._add(Item((charges_pb2.SettleAnswer, question.request_id), question, instead=instead))
+        item = self._add((charges_pb2.SettleAnswer, question.request_id), question, seconds)
+        item.instead = instead
+        return item
 
     def add_void(self, question: charges_pb2.VoidHold) -> Item:
-        """Add a void."""
-        return self._add(Item((charges_pb2.VoidAnswer, question.request_id), question))
+        """Add a void, for which nobody waits."""
+        return self._add((charges_pb2.VoidAnswer, question.request_id), question, math.inf)
+
+    async def settled(self, seconds: float) -> int:
+        """Wait until every settle and void is answered, at most so long; return how many are not."""
+        if self._unsettled():
+            self._settled = asyncio.Event()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._settled.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._settled = None
+        return len(self._unsettled())
 
     def drop(self, item: Item) -> None:
         """Forget an item that nobody waits for."""
@@ -82,6 +97,8 @@ class Inflight:
         item = self._unanswered.pop((type(answer), answer.request_id), None)
         if item is not None and not item.answer.done():
             item.answer.set_result(answer)
+        if self._settled is not None and not self._unsettled():
+            self._settled.set()
 
     def fail_holds(self, holder_id: str) -> None:
         """Answer every hold that was sent with None: its holder lapsed. Those not yet sent pass to the next holder."""
@@ -135,10 +152,25 @@ class Inflight:
         """End the wait."""
         self._woken.set()
 
-    def _add(self, item: Item) -> Item:
-        self._unanswered[item.key] = item
+    def _unsettled(self) -> list[Item]:
+        return [item for item in self._unanswered.values() if not isinstance(item.question, charges_pb2.PlaceHold)]
+
+    def _add(self, key: Key, question: Question, seconds: float, holder_id: str = "") -> Item:
+        loop = asyncio.get_running_loop()
+        item = self._unanswered[key] = Item(key, question, loop.create_future(), loop.time() + seconds, holder_id)
         self._queue(item)
+        if self._sweep is None:
+            self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_now, loop)
         return item
+
+    def _sweep_now(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell those who have waited too long."""
+        now = loop.time()
+        for item in self._unanswered.values():
+            if item.until <= now and not item.answer.done():
+                item.answer.set_exception(TimeoutError())
+                item.answer.exception()  # seen, though whoever waited may be leaving in this moment
+        self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_now, loop) if self._unanswered else None
 
     def _queue(self, item: Item) -> None:
         (self._waiting_holds if isinstance(item.question, charges_pb2.PlaceHold) else self._unsent).append(item)
