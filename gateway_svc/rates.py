@@ -72,7 +72,7 @@ class Rates:
             self._waiting.clear()
             self._idle.set()
             if self._connection is not None:
-                await self._redis.connection_pool.release(self._connection)
+                await self._connection.disconnect(nowait=True)
                 self._connection = None
 
     async def take(self, organization_id: str, rates: Sequence[Rate], tokens: int) -> Taken:
@@ -201,7 +201,8 @@ class Rates:
         The client would send again what it has no answer to, and a correction would count twice.
         """
         if self._connection is None:
-            self._connection = await self._redis.connection_pool.get_connection()
+            self._connection = self._redis.connection_pool.make_connection()
+            self._connection.socket_timeout = None  # a batch has its own time, and one limit costs a third of two
         elif self._connection.is_connected and await self._connection.can_read():
             # Nothing was asked: these are the end of the stream, which the pool overlooks where it awaits notices.
             await self._connection.disconnect(nowait=True)

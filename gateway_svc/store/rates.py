@@ -125,10 +125,10 @@ async def run(connection: AbstractConnection, operations: Sequence[Operation]) -
     for index, operation in enumerate(operations):
         groups.setdefault(operation.organization_id, []).append(index)
     commands = [_command([operations[index] for index in indices]) for indices in groups.values()]
-    replies = await _replies(connection, [("EVALSHA", DIGEST, *command) for command in commands])
+    replies = await _replies(connection, [_packed(b"EVALSHA", DIGEST, *command) for command in commands])
     unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
-        again = await _replies(connection, [("EVAL", SCRIPT, *commands[number]) for number in unknown])
+        again = await _replies(connection, [_packed(b"EVAL", SCRIPT, *commands[number]) for number in unknown])
         for number, reply in zip(unknown, again, strict=True):
             replies[number] = reply
     outcomes: list[Outcome] = [Lost("")] * len(operations)
@@ -139,7 +139,7 @@ async def run(connection: AbstractConnection, operations: Sequence[Operation]) -
     return outcomes
 
 
-def _command(operations: Iterable[Operation]) -> tuple[str | bytes | int, ...]:
+def _command(operations: Iterable[Operation]) -> tuple[str | bytes, ...]:
     """Return the number of keys, the keys and the argument."""
     numbers: dict[str, int] = {}  # Lua counts from 1
     rows: list[list[int]] = []
@@ -148,16 +148,20 @@ def _command(operations: Iterable[Operation]) -> tuple[str | bytes | int, ...]:
         for limit, amount in zip(operation.limits, operation.amounts, strict=True):
             row += (numbers.setdefault(limit.key, len(numbers) + 1), limit.per_minute, amount)
         rows.append(row)
-    return len(numbers), *numbers, orjson.dumps(rows)
+    return str(len(numbers)), *numbers, orjson.dumps(rows)
 
 
-async def _replies(
-    connection: AbstractConnection, commands: Sequence[tuple[str | bytes | int, ...]]
-) -> list[str | Exception]:
+def _packed(*arguments: str | bytes) -> bytes:
+    """Write a command as the protocol has it (RESP): the client's own way takes five times as long."""
+    texts = [argument.encode() if isinstance(argument, str) else argument for argument in arguments]
+    return b"*%d\r\n" % len(texts) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])
+
+
+async def _replies(connection: AbstractConnection, commands: Sequence[bytes]) -> list[str | Exception]:
     """Send all commands at once; once the connection fails, each that is unanswered has that failure as its reply."""
     replies: list[str | Exception] = []
     try:
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command(b"".join(commands))
         while len(replies) < len(commands):
             try:
                 replies.append(cast("str", await connection.read_response()))
