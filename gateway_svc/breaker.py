@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 from mesh.secret import Secret
 
@@ -26,11 +27,11 @@ CIRCUITS_MAX = 10_000
 FINGERPRINT_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitKey:
+class CircuitKey(NamedTuple):
     """What fails together: one model at one address of one provider, asked with one key.
 
-    Each organization has circuits of its own, so that no tenant's requests can shut the others out.
+    Each organization has circuits of its own, so that no tenant's requests can shut the others out. A tuple, as it is
+    looked up several times for each call.
     """
 
     provider: str

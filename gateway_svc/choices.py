@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway_svc.aliases import Aliases
 from gateway_svc.bounds import Model
-from gateway_svc.breaker import CircuitKey, fingerprint
+from gateway_svc.breaker import CircuitKey
 from gateway_svc.catalog import Catalog
 from gateway_svc.credentials import Credential, Credentials
 from gateway_svc.dialects import Request
@@ -61,7 +61,7 @@ class Choice:
         return CircuitKey(
             self.model.provider,
             credential.base_url,
-            fingerprint(credential.secret),
+            credential.fingerprint,
             self.model.name,
             self.organization_id,
         )

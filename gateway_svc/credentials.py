@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
+from gateway_svc.breaker import fingerprint
 from gateway_svc.calls import Calls
 from mandate.vault.v1 import credentials_pb2, credentials_pb2_grpc
 from mesh import client
@@ -31,6 +32,11 @@ class Credential:
     secret: Secret
     base_url: str
     own: bool  # the organization's, not the platform's
+    fingerprint: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the fingerprint once, and not for each call."""
+        object.__setattr__(self, "fingerprint", fingerprint(self.secret))
 
     @property
     def named(self) -> bool:

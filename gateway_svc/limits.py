@@ -7,7 +7,7 @@ let in where it fits. So a minute's worth may come at once, and in any t ms at m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,7 +18,6 @@ from mesh.errors import Exhausted
 SECOND_MS, MINUTE_MS = 1_000, 60_000
 FULL_MINUTES_MAX = 2  # a bucket holds up to two minutes' worth, where a request used more than its bound
 PATHS_MAX = 10_000
-KINDS = ("requests", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +59,30 @@ class Taken:
     def headers(self) -> dict[str, str]:
         """Return `x-ratelimit-*` as OpenAI has them, for the limits with least room."""
         headers: dict[str, str] = {}
-        for kind, limit, level in self._tightest():
+        for kind, (limit, level, remaining) in self._tightest().items():
             headers[f"x-ratelimit-limit-{kind}"] = str(limit.per_minute)
-            headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining(level))
+            headers[f"x-ratelimit-remaining-{kind}"] = str(remaining)
             headers[f"x-ratelimit-reset-{kind}"] = _duration(limit.empty_ms(level))
         return headers
 
     def anthropic_headers(self) -> dict[str, str]:
         """Return `anthropic-ratelimit-*`, for the limits with least room."""
         headers: dict[str, str] = {}
-        for kind, limit, level in self._tightest():
+        for kind, (limit, level, remaining) in self._tightest().items():
             headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit.per_minute)
-            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(limit.remaining(level))
+            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining)
             headers[f"anthropic-ratelimit-{kind}-reset"] = _instant(self.at_ms + limit.empty_ms(level))
         return headers
 
-    def _tightest(self) -> Iterator[tuple[str, Limit, int]]:
-        for kind in KINDS:
-            of_kind = [pair for pair in zip(self.limits, self.levels, strict=True) if pair[0].kind == kind]
-            if of_kind:
-                limit, level = min(of_kind, key=lambda pair: pair[0].remaining(pair[1]))
-                yield kind, limit, level
+    def _tightest(self) -> dict[str, tuple[Limit, int, int]]:
+        """Return the first limit of each kind of which least remains, with its level and that."""
+        tightest: dict[str, tuple[Limit, int, int]] = {}
+        for limit, level in zip(self.limits, self.levels, strict=True):
+            remaining = limit.remaining(level)
+            known = tightest.get(limit.kind)
+            if known is None or remaining < known[2]:
+                tightest[limit.kind] = (limit, level, remaining)
+        return tightest
 
 
 NOTHING_TAKEN = Taken("", 0, 0, (), ())
@@ -138,6 +140,8 @@ def _duration(ms: int) -> str:
     """Return a time as OpenAI writes it, which is Go's way: 120ms, 1s, 1.5s, 6m0s."""
     if 0 < ms < SECOND_MS:
         return f"{ms}ms"
+    if ms % SECOND_MS == 0 and ms < MINUTE_MS:
+        return f"{ms // SECOND_MS}s"
     minutes, rest_ms = divmod(ms, MINUTE_MS)
     seconds = f"{rest_ms / SECOND_MS:.3f}".rstrip("0").rstrip(".")
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

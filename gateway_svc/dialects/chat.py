@@ -9,6 +9,7 @@ from gateway_svc.dialects.fields import (
     BYTES,
     COUNTED,
     FOREIGN,
+    MARKS,
     NEUTRAL,
     UNPRICED,
     Fields,
@@ -109,14 +110,14 @@ def read(document: JsonObject) -> Request:
     refuse_long_caches(document)
     if document.get("modalities") not in (None, ["text"]):
         raise unpriced("modalities", "only text has a price")
-    limits = [whole(document, name) for name in LIMITS]
+    limits = [limit for name in LIMITS if (limit := whole(document, name)) is not None]
     return Request(
         dialect=Dialect.CHAT,
         document=document,
         model=model,
         stream=stream,
         usage_wanted=member(document, "stream_options").get("include_usage") is True,
-        max_tokens=min((limit for limit in limits if limit is not None), default=None),
+        max_tokens=min(limits, default=None),
         choices=whole(document, "n", CHOICES_MAX) or 1,
         tools=_tools(document),
         end_user=end_user(text(document, "safety_identifier"), text(document, "user")),
@@ -174,14 +175,17 @@ def _check_messages(value: Json) -> None:
             raise invalid(f"messages[{index}].role", "must be a text")
         if message.get("audio") is not None:
             raise unpriced(f"messages[{index}].audio", "no price covers sound or film")
-        refuse_long_caches(message, f"messages[{index}].")
-        _check_content(message.get("content"), f"messages[{index}].content")
+        if not MARKS.isdisjoint(message):
+            refuse_long_caches(message, f"messages[{index}].")
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            _check_parts(content, f"messages[{index}].content")
 
 
-def _check_content(content: Json, field: str) -> None:
-    if not isinstance(content, str | list | None):
+def _check_parts(content: Json, field: str) -> None:
+    if not isinstance(content, list):
         raise invalid(field, "must be a text or a list of parts")
-    for place, part in enumerate(parts_of(content)):
+    for place, part in enumerate(content):
         if not isinstance(part, dict):
             continue
         if part.get("type") in UNPRICED_PARTS:
@@ -200,6 +204,8 @@ def _address_bytes(image: Json) -> int:
 
 def _tools(document: JsonObject) -> tuple[str, ...]:
     """Return the names of the caller's functions; tools that the provider runs have fees, and are refused."""
+    if "tools" not in document and "functions" not in document:
+        return ()
     names = [text(function, "name") for function in _functions(document)]
     for index, tool in enumerate(listed(document, "tools", TOOLS_MAX)):
         kind = tool.get("type") if isinstance(tool, dict) else None

@@ -15,6 +15,7 @@ FOREIGN_TOKENS = 1_024  # Anthropic adds a prompt of its own, up to 700 tokens, 
 # How many minutes the caches live that the price lists mean, by each vendor's mark of what to cache: longer ones cost
 # more. Compatible servers take the marks of one vendor in the dialect of another.
 CACHE_MINUTES: Mapping[str, int] = {"cache_control": 5, "prompt_cache_options": 30, "prompt_cache_breakpoint": 30}
+MARKS = frozenset(CACHE_MINUTES)
 PRICED_TIERS = (None, "auto", "default", "flex", "standard_only")  # others cost more than the list says
 
 
@@ -75,6 +76,8 @@ def unpriced(field: str, why: str = "no price covers it") -> InvalidArgument:
 
 def refuse_long_caches(owner: JsonObject, prefix: str = "") -> None:
     """Raise for marks of what to cache that ask for a lifetime which no price covers."""
+    if MARKS.isdisjoint(owner):
+        return
     for name, minutes in CACHE_MINUTES.items():
         marks = owner.get(name)
         if isinstance(marks, dict) and marks.get("ttl") not in (None, f"{minutes}m"):
@@ -89,7 +92,7 @@ def kept_by_provider(field: str) -> InvalidArgument:
 
 def bounded(document: JsonObject, fields: Fields) -> bool:
     """Return whether every field of a request has a class."""
-    return all(name in fields for name in document)
+    return document.keys() <= fields.keys()
 
 
 def tokens_of(document: JsonObject, fields: Fields) -> tuple[int, int]:
