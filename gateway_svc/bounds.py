@@ -109,10 +109,14 @@ def _tokens(size: Size, model: Model) -> int | None:
     """Return the bound of a size at one model; None where only its context window is one."""
     if model.provider == MOCK_PROVIDER:
         return mock_prompt_tokens(size)
-    each = TILED_IMAGE_TOKENS if TILED.match(model.name) else IMAGE_TOKENS.get(model.provider)
-    if not size.bounded or (size.images and each is None):
+    if not size.bounded:
         return None
-    tokens = size.tokens + size.images * (each or 0)
+    tokens = size.tokens
+    if size.images:
+        each = TILED_IMAGE_TOKENS if TILED.match(model.name) else IMAGE_TOKENS.get(model.provider)
+        if each is None:
+            return None
+        tokens += size.images * each
     return tokens if model.provider == OPENAI else tokens + size.foreign_tokens
 
 

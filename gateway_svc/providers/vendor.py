@@ -29,9 +29,10 @@ class Vendor:
         self._upstream = upstream
         self._public = public
         self._base_url = base_url
+        self._spoken = frozenset(self.paths)
 
     def speaks(self, credential: Credential | None) -> frozenset[Dialect]:
-        return self.common if credential is not None and credential.named else frozenset(self.paths)
+        return self.common if credential is not None and credential.named else self._spoken
 
     def check(self, order: str) -> None:
         """Follow no orders: those are for the mock models."""
