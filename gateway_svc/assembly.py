@@ -14,7 +14,7 @@ from gateway_svc.channels import Channels
 from gateway_svc.choices import Choices
 from gateway_svc.credentials import Credential, Credentials
 from gateway_svc.flow import Completions
-from gateway_svc.http.app import Endpoints, HttpServer, application
+from gateway_svc.http.app import Application, Endpoints, HttpServer
 from gateway_svc.http.completions import Endpoint
 from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
@@ -72,8 +72,8 @@ async def gateway(runtime: Runtime, settings: Settings, channels: Channels) -> A
         credentials = Credentials(channels.vault, _platform(settings))
         instance = f"gateway-{runtime.replica}"
         endpoints = _endpoints(parts, credentials, providers, settings.in_flight_max, instance)
-        app = application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
-        http = HttpServer(app, runtime, instance=instance, connections_max=settings.connections_max)
+        app = Application(endpoints, instance=instance, body_bytes_max=settings.body_bytes_max)
+        http = HttpServer(app, runtime, connections_max=settings.connections_max)
         yield Gateway(parts, http, audit.delivery(database, "gateway", channels.ledger))
 
 
@@ -84,7 +84,7 @@ def _endpoints(
     admission = Admission(parts.directory, parts.rules, parts.rates, choices, parts.violations)
     completions = Completions(admission, parts.ledger, Attempts(credentials, parts.circuits))
     once = Repeating(completions, admission, parts.replays)
-    return Endpoints(Endpoint(once, in_flight_max, instance), Models(admission), Health(parts))
+    return Endpoints(Endpoint(admission, completions, once, in_flight_max, instance), Models(admission), Health(parts))
 
 
 @asynccontextmanager

@@ -29,7 +29,6 @@ from gateway_svc.who import Agent
 from mesh import failpoints
 from mesh.clock import monotonic_ms
 from mesh.errors import Aborted, MeshError, PermissionDenied, Unavailable
-from mesh.secret import Secret
 from mesh.telemetry import logs
 
 OK, BAD_GATEWAY = 200, 502
@@ -72,10 +71,6 @@ class Completions:
         self._admission = admission
         self._ledger = ledger
         self._attempts = attempts
-
-    async def recognize(self, key: Secret | None) -> Agent:
-        """Return who asks, known before anything more is read of a request."""
-        return await self._admission.agent(key)
 
     async def run(self, ask: Ask, client: Client) -> Reply | None:
         """Serve one completion; None when it was streamed to the client."""

@@ -14,7 +14,6 @@ from gateway_svc.replays import Fresh, Kept, Replays, Run
 from gateway_svc.tellings.registry import TELLINGS
 from gateway_svc.who import Agent
 from mesh.errors import MeshError
-from mesh.secret import Secret
 from mesh.telemetry import metrics
 
 DISPATCHED = ("UPSTREAM_CUT", "SETTLEMENT_PENDING")  # reasons of errors that came after something may have been billed
@@ -35,14 +34,6 @@ class Repeating:
         self._completions = completions
         self._admission = admission
         self._replays = replays
-
-    async def recognize(self, key: Secret | None) -> Agent:
-        """Return who asks, known before anything more is read of a request."""
-        return await self._completions.recognize(key)
-
-    async def count(self, ask: Ask) -> int:
-        """Return how many input tokens a request would be."""
-        return await self._completions.count(ask)
 
     async def run(self, ask: Ask, client: Listener) -> Reply | None:
         """Serve one completion, or give again the answer that it got before; None when the client has it already."""

@@ -1,4 +1,4 @@
-"""Clients' connections: how many there may be, how long each may be silent, and what HTTP itself finds wrong.
+"""Clients' connections: how many there may be, and what each is given time for.
 
 A connection beyond the limit is answered 503 rather than left in the socket's queue: its client knows at once, and what
 it tries next may reach another process. No more than 256 are answered so at a time; any beyond are cut.
@@ -7,153 +7,115 @@ it tries next may reach another process. No more than 256 are answered so at a t
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Protocol
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from gateway_svc.http.answers import Response
+from gateway_svc.http.connection import Connection
+from gateway_svc.http.draining import Draining
+from gateway_svc.http.requests import Request
+from mesh.errors import MeshError, Unavailable
+from mesh.telemetry import metrics
 
-from gateway_svc.http import answers
-from gateway_svc.http.errors import Voice, raw, refusal, tagged
-from mesh.errors import DeadlineExceeded, Internal, InvalidArgument, MeshError, Unavailable
-from mesh.telemetry import logs, metrics
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-HEADER_BYTES_MAX = 16 * 1024
-HEAD_SECONDS_MAX = 15.0  # from a head's first byte to its last; of a new connection from its beginning
-IDLE_SECONDS_MAX = 75.0
 REFUSED_MAX = 256
 REFUSED_SECONDS_MAX = 1.0
+LOOK_SECONDS = 0.25  # between looks at who is late; a date is as old at most
 
-log = logs.get(__name__)
+
+class Answering(Protocol):
+    """What is served on connections."""
+
+    body_bytes_max: int
+    draining: Draining
+
+    async def answer(self, request: Request) -> Response | None:
+        """Answer one request, whatever fails; None where the answer has gone out already."""
+        ...
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """Return what is told where an answer can't be sent."""
+        ...
+
+    def raw(self, error: MeshError, framing: str) -> bytes:
+        """Return an error as the bytes of a last answer; `framing` is lines of its head."""
+        ...
 
 
 class Connections:
-    """Makes the connections of one server and counts those that are open."""
+    """Makes the connections of one server and looks after those that are open."""
 
-    def __init__(self, server: web.Server, instance: str, connections_max: int) -> None:
-        self.instance = instance
-        self._server = server
+    def __init__(self, served: Answering, connections_max: int) -> None:
+        self.answer: Callable[[Request], Awaitable[Response | None]] = served.answer
+        self.body_bytes_max = served.body_bytes_max
+        self.date = _date()
+        self.failed = served.failed
+        self.running: set[asyncio.Task[None]] = set()
         self._connections_max = connections_max
-        self._open = 0
+        self._draining = served.draining
+        self._raw = served.raw
+        self._looking: asyncio.TimerHandle | None = None
+        self._open: set[Connection] = set()
         self._refused: set[_Refused] = set()
 
     def __call__(self) -> asyncio.Protocol:
         """Make the protocol of a connection that was accepted."""
-        return Connection(self, self._server)
+        return Connection(self)
 
-    def enter(self) -> bool:
+    @property
+    def is_draining(self) -> bool:
+        """Return whether every answer is to be its connection's last."""
+        return self._draining.begun
+
+    def raw(self, error: MeshError) -> bytes:
+        """Return an error as the bytes of a last answer."""
+        return self._raw(error, f"{self.date}connection: close\r\n")
+
+    def enter(self, connection: Connection) -> bool:
         """Count a connection in; False when there are as many as may be."""
-        if self._open >= self._connections_max:
+        if len(self._open) >= self._connections_max:
             return False
-        self._open += 1
+        self._open.add(connection)
+        if self._looking is None:
+            self._look()
         return True
 
-    def leave(self) -> None:
+    def leave(self, connection: Connection) -> None:
         """Count a connection out."""
-        self._open -= 1
+        self._open.discard(connection)
 
     def refuse(self, transport: asyncio.Transport) -> None:
         """Tell a client that there is no room, and let it go."""
         if len(self._refused) >= REFUSED_MAX:
-            transport.set_protocol(asyncio.Protocol())  # its end is not to be counted as that of one let in
             transport.abort()
             return
         metrics.SHED.labels("connections").inc()
         error = Unavailable("OVERLOADED", "too many connections at once", retry_after_ms=1_000)
-        refused = _Refused(transport, raw(error, self.instance), self._refused.discard)
+        refused = _Refused(transport, self.raw(error), self._refused.discard)
         self._refused.add(refused)
         transport.set_protocol(refused)
 
+    async def close(self, seconds_max: float) -> None:
+        """End all that nothing is answered on, wait for the others a while, and end what they still do."""
+        for connection in tuple(self._open):
+            connection.finish()
+        if self.running:
+            _, late = await asyncio.wait(self.running, timeout=seconds_max)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=seconds_max)
+        for connection in tuple(self._open):
+            connection.finish()
 
-class Connection(web.RequestHandler):
-    """One client's connection, with its errors in our shape."""
-
-    __slots__ = ("_begun", "_connections", "_head_timer")
-
-    def __init__(self, connections: Connections, server: web.Server) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # pyright: ignore[reportArgumentType]  # so says aiohttp's documentation
-            logger=logs.http(),  # pyright: ignore[reportArgumentType]
-            keepalive_timeout=IDLE_SECONDS_MAX,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-        )
-        self._connections = connections
-        self._begun = False
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let the connection in, or refuse it."""
-        if not self._connections.enter():
-            self._connections.refuse(cast("asyncio.Transport", transport))
-            return
-        super().connection_made(transport)
-        self._head_timer = self._loop.call_later(HEAD_SECONDS_MAX, self._late)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Let the next one in."""
-        self._connections.leave()
-        self._head_came()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Hear bytes; those that end no head, while nothing is being answered, are the beginning of one."""
-        heads = self._request_count
-        super().data_received(data)
-        if self._request_count > heads:
-            self._head_came()
-        elif self._waiter is not None:
-            self._begun = True
-            if self._head_timer is None:
-                self._head_timer = self._loop.call_later(HEAD_SECONDS_MAX, self._late)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  # it quotes the request
-    ) -> web.StreamResponse:
-        """Answer what aiohttp found wrong before any route was reached, or after it failed."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun")
-        voice = Voice.of(request)
-        response = tagged(voice.answer(_error_of(status, exc)), self._connections.instance, voice)
-        response.force_close()
-        return response
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, within a time; one that aiohttp raised, such as to a wrong Expect, in our shape."""
-        if isinstance(resp, web.HTTPException):
-            resp = tagged(refusal(request, resp), self._connections.instance, Voice.of(request))
-            resp.force_close()
-        try:
-            async with asyncio.timeout(answers.WRITE_SECONDS_MAX):
-                return await super().finish_response(request, resp, start_time)
-        except TimeoutError:
-            self.force_close()
-            if request.transport is not None:
-                request.transport.abort()
-            return resp, True
-
-    def _head_came(self) -> None:
-        self._begun = False
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _late(self) -> None:
-        self._head_timer = None
-        if self._begun and self.transport is not None:
-            error = DeadlineExceeded("HEAD_TOO_SLOW", "the request's head did not arrive in time")
-            self.transport.write(raw(error, self._connections.instance))
-        self.force_close()
+    def _look(self) -> None:
+        """End what is late; nobody looks where there is no connection."""
+        loop = asyncio.get_running_loop()
+        self.date = _date()
+        now = loop.time()
+        for connection in [each for each in self._open if each.due < now]:
+            connection.late()
+        self._looking = loop.call_later(LOOK_SECONDS, self._look) if self._open else None
 
 
 class _Refused(asyncio.Protocol):
@@ -176,14 +138,5 @@ class _Refused(asyncio.Protocol):
         self._gone(self)
 
 
-def _error_of(status: int, error: BaseException | None) -> MeshError:
-    if isinstance(error, HttpProcessingError):
-        log.warn("http.unreadable", error=type(error).__name__)  # its text quotes the request, which may hold a key
-    match error:
-        case LineTooLong():
-            return InvalidArgument("HEADERS_TOO_LARGE", f"a line of the head has more than {HEADER_BYTES_MAX} bytes")
-        case HttpProcessingError():
-            return InvalidArgument("BAD_REQUEST", "this is no HTTP request")
-        case _:
-            log.error("http.bug", error or TimeoutError(), status=status)
-            return Internal("INTERNAL", "the gateway failed")
+def _date() -> str:
+    return f"date: {formatdate(usegmt=True)}\r\n"

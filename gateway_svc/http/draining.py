@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
-
-from aiohttp import web
 
 from mesh.telemetry import logs
 
@@ -26,18 +22,17 @@ class Draining:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextmanager
-    def answering(self) -> Generator[None]:
-        """Count a request as open for the block."""
+    def enter(self) -> None:
+        """Count a request as open."""
         self._open += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._open -= 1
-            self._ended += 1
-            if not self._open:
-                self._idle.set()
+
+    def leave(self) -> None:
+        """Count it as answered."""
+        self._open -= 1
+        self._ended += 1
+        if not self._open:
+            self._idle.set()
 
     async def quiet(self, seconds_max: float) -> None:
         """Have every answer from now on say that its connection ends; wait until none was given for half a second."""
@@ -51,6 +46,3 @@ class Draining:
                     await asyncio.sleep(LAST_ANSWERS_SECONDS)
         except TimeoutError:
             log.warn("http.drain_incomplete", unanswered=self._open)
-
-
-DRAINING = web.AppKey("draining", Draining)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from gateway_svc.admission import Admission
 from gateway_svc.bounds import Model
 from gateway_svc.dialects.reading import JsonObject
-from gateway_svc.http.answers import json_response
+from gateway_svc.http.answers import Response, json_response
 from gateway_svc.http.completions import key_of
 from gateway_svc.http.errors import is_anthropics
+from gateway_svc.http.requests import Request
 from mesh.errors import NotFound
 
 CREATED = 1_750_000_000  # price lists know no day of birth; clients demand a number
@@ -22,7 +21,7 @@ class Models:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def list(self, request: Request) -> Response:
         named = await self._admission.models(key_of(request))
         if is_anthropics(request):
             shown = [_message_model(name, model) for name, model in named]
@@ -32,8 +31,8 @@ class Models:
             return json_response({"data": list(shown), "has_more": False, **ends})
         return json_response({"object": "list", "data": [_shown(name, model) for name, model in named]})
 
-    async def get(self, request: web.Request) -> web.Response:
-        wanted = request.match_info["model"]
+    async def get(self, request: Request) -> Response:
+        wanted = request.tail
         for name, model in await self._admission.models(key_of(request)):
             if name == wanted:
                 return json_response((_message_model if is_anthropics(request) else _shown)(name, model))

@@ -13,13 +13,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiohttp
 
 from gateway_svc import service
 from gateway_svc.assembly import Gateway, gateway
 from gateway_svc.channels import channels
+from gateway_svc.http.app import Endpoints
+from gateway_svc.http.completions import Endpoint
+from gateway_svc.http.health import Health
+from gateway_svc.http.models import Models
 from gateway_svc.settings import Settings
 from identity_svc.parts import Parts, assembled
 from identity_svc.service import registrations as identity_registrations
@@ -208,6 +212,12 @@ class RunningGateway:
         request = policies_pb2.CreatePolicyRequest(target_id=target_id, name="limit", request_id=fresh(), **terms)
         with acting(tenant.owner):
             return await call(self.policies.CreatePolicy, request)
+
+
+def endpoints_of_nothing() -> Endpoints:
+    """Return what routes lead to where nobody asks for it."""
+    nothing = cast("Any", None)
+    return Endpoints(Endpoint(nothing, nothing, nothing, 1, ""), Models(nothing), Health(nothing))
 
 
 @asynccontextmanager

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from gateway_svc.http import answers
-from gateway_svc.http.completions import Connection
+from gateway_svc.http.answers import Response, Stream
+from gateway_svc.http.app import Application
+from gateway_svc.http.completions import Client
 from gateway_svc.http.connections import Connections
-from gateway_svc.http.draining import DRAINING, Draining
-from gateway_svc.http.errors import identified
+from gateway_svc.http.requests import Request
 from mesh.errors import Unavailable
 from mesh.secret import Secret
 from tests.fakes.raw_provider import Visit, raw_provider
-from tests.services.gateway_running import Mesh, RunningGateway, Tenant, gateway_running
+from tests.services.gateway_running import Mesh, RunningGateway, Tenant, endpoints_of_nothing, gateway_running
 from tests.services.identity_running import fresh
 
 LARGE: dict[str, Any] = {
@@ -149,7 +149,7 @@ async def test_a_whole_answer_leaves_its_connection_open_to_the_next(gateway: Ru
         writer.write(request)
         async with asyncio.timeout(5):
             head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
             assert json.loads(await reader.readexactly(length))["usage"]["completion_tokens"] == 16
     writer.close()
 
@@ -158,24 +158,20 @@ async def test_a_whole_answer_leaves_its_connection_open_to_the_next(gateway: Ru
 async def failing(error: Exception, *, said: bytes) -> AsyncGenerator[int]:
     """Serve an answer that begins, says something and fails; give its port."""
 
-    async def handler(request: web.Request) -> web.StreamResponse:
-        client = Connection(request, "gateway-0")
+    async def handler(request: Request) -> Response | Stream:
+        client = Client(request, "gateway-0")
         await client.begin({})
         if said:
             await client.write(said)
         raise error
 
-    app = web.Application(middlewares=[identified("gateway-0")])
-    app[DRAINING] = Draining()
-    app.router.add_get("/", handler)
-    runner = web.AppRunner(app, handle_signals=False)
-    await runner.setup()
-    assert runner.server is not None
-    made = Connections(runner.server, "gateway-0", 10)
+    app = Application(endpoints_of_nothing(), instance="gateway-0", body_bytes_max=1)
+    app.routes.add("GET", "/", handler)
+    made = Connections(app, 10)
     listener = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
     yield listener.sockets[0].getsockname()[1]
     listener.close()
-    await runner.cleanup()
+    await made.close(1)
 
 
 @pytest.mark.parametrize("said", [b"", b"data: 1\n\n"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway_svc.http import connections
+from gateway_svc.http import connection, connections
 from mesh.clock import monotonic_ms
 from tests.services.gateway_running import Mesh, RunningGateway, gateway_running
 
@@ -129,7 +129,7 @@ async def test_a_second_request_that_is_no_http_ends_the_connection(gateway: Run
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS_MAX", 0.4)
+    monkeypatch.setattr(connection, "HEAD_SECONDS_MAX", 0.4)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -173,7 +173,7 @@ async def test_a_head_is_slow_and_not_its_answer(mesh: Mesh, gateway: RunningGat
 
 
 async def test_an_idle_connection_is_closed(mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "IDLE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(connection, "IDLE_SECONDS_MAX", 0.3)
     async with gateway_running(mesh, tmp_path) as impatient, wire(impatient) as line:
         line.send(GET + b"\r\n")
         assert (await line.answer())[0] == 200
