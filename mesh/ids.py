@@ -8,6 +8,8 @@ from enum import StrEnum
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 LENGTH = 26
+PAIRS = [first + second for first in ALPHABET for second in ALPHABET]  # two characters are looked up at once
+PAIR_SHIFTS = range(120, -1, -10)
 
 
 class Kind(StrEnum):
@@ -34,8 +36,7 @@ class Kind(StrEnum):
 def new(kind: Kind) -> str:
     """Make an id: 48 bits of milliseconds since 1970, then 80 random bits."""
     number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    digits = [ALPHABET[number >> shift & 31] for shift in range(125, -1, -5)]
-    return f"{kind}_{''.join(digits)}"
+    return f"{kind}_{''.join([PAIRS[number >> shift & 1023] for shift in PAIR_SHIFTS])}"
 
 
 def kind_of(text: str) -> Kind | None:

@@ -216,14 +216,14 @@ class Connection(asyncio.Protocol):
 
     def _listen(self) -> None:
         """Set by when the client must have done what is its turn, and take no more than there is room for."""
-        answering = self._answering
-        if answering is not None:
+        answering, reading = self._answering, self._reading
+        if answering is not None and (self.task is not None or not reading.is_over):
             if answering.body.is_unread:
                 self._pause()
-        elif self._last is not None or self._has_ended:
+        elif reading.is_over or self._has_ended:
             self._close(self._last)
         else:
-            if self._reading.is_begun and not self._is_timed:
+            if reading.is_begun and not self._is_timed:
                 self._is_timed = True
                 self.due = self._loop.time() + HEAD_SECONDS_MAX
             self._resume()

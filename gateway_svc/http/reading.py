@@ -74,7 +74,7 @@ class Reading:
         except HttpParserError as error:
             return self._failed(_unreadable(), error)
         if self._barren_bytes > HEAD_BYTES_MAX and not self.is_over:
-            return self._failed(_too_large(f"the head has more than {HEAD_BYTES_MAX} bytes"))
+            return self._failed(_too_large("the head", HEAD_BYTES_MAX))
         return None
 
     def stop(self) -> None:
@@ -133,8 +133,8 @@ class Reading:
     def _check(self, version: str) -> None:
         """Refuse a head that is too large, or that might be read otherwise elsewhere."""
         lines = self._lines
-        if self._barren_bytes > LINE_BYTES_MAX and _has_long(self._target, lines):
-            raise _too_large(f"a line of the head has more than {LINE_BYTES_MAX} bytes")
+        if self._barren_bytes > LINE_BYTES_MAX:
+            _check_sizes(self._target, lines)
         if version not in {"1.1", "1.0"} or len(lines) > HEADERS_MAX:
             raise _unreadable()
         names = [name for name, _ in lines if name in SINGLE]
@@ -173,12 +173,16 @@ class Reading:
         return None
 
 
-def _has_long(target: bytes, lines: list[tuple[bytes, bytes]]) -> bool:
-    return len(target) > LINE_BYTES_MAX or any(len(part) > LINE_BYTES_MAX for line in lines for part in line)
+def _check_sizes(target: bytes, lines: list[tuple[bytes, bytes]]) -> None:
+    sizes = [len(target), *(len(part) for line in lines for part in line)]
+    if max(sizes) > LINE_BYTES_MAX:
+        raise _too_large("a line of the head", LINE_BYTES_MAX)
+    if sum(sizes) > HEAD_BYTES_MAX:
+        raise _too_large("the head", HEAD_BYTES_MAX)
 
 
-def _too_large(how: str) -> InvalidArgument:
-    return InvalidArgument("HEADERS_TOO_LARGE", how)
+def _too_large(what: str, bytes_max: int) -> InvalidArgument:
+    return InvalidArgument("HEADERS_TOO_LARGE", f"{what} has more than {bytes_max} bytes")
 
 
 def _unreadable() -> InvalidArgument:
