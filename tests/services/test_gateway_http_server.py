@@ -173,7 +173,7 @@ def test_a_body_has_a_size_at_most_and_its_sender_hears_so(play: Play) -> None:
 
 def test_a_stream_comes_in_chunks_and_in_http_1_0_up_to_the_end(play: Play) -> None:
     async def act(port: int, _rooms: Rooms, _app: Application) -> None:
-        asking = posted(b"", path=b"/stream")
+        asking = posted(b"", b"connection: keep-alive", path=b"/stream")
         said, has_ended = await told(port, asking, GET + b"\r\n", until=b"/path")
         assert b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 200" in said
         assert not has_ended
