@@ -19,6 +19,9 @@ from tests.conftest import RunningLedger
 from tests.fakes.cable import cable
 
 
+WARM = 3  # holds until one takes a single statement: books are read for the second, and known to the third
+
+
 def place_of(agent_id: str) -> Place:
     return Place(
         request_id=ids.new(ids.Kind.REQUEST),
@@ -59,7 +62,8 @@ async def test_a_hold_whose_commit_was_never_heard_of_is_given_back(ledger: Runn
             ):
                 holder = charging.Ledger(channel)
                 running = asyncio.create_task(holder.run())
-                await holder.hold(place_of(agent_id))  # every cache is warm from here on
+                for _ in range(WARM):
+                    await holder.hold(place_of(agent_id))
                 place = place_of(agent_id)
                 line.mute()
                 asking = asyncio.create_task(holder.hold(place))
@@ -73,4 +77,4 @@ async def test_a_hold_whose_commit_was_never_heard_of_is_given_back(ledger: Runn
                 await until(gone, ledger.database, place.request_id)
                 running.cancel()
     balance = await wallets.balance(ledger.database, organization_id)
-    assert (balance.settled_micros, balance.held_micros) == (5_000_000, 1_000_000)
+    assert (balance.settled_micros, balance.held_micros) == (5_000_000, WARM * 1_000_000)
