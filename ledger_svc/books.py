@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from ledger_svc.holds import Placing, Settling
 
@@ -57,11 +58,11 @@ class Books:
     """What a process remembers of one organization, true while nobody else has a turn."""
 
     organization_id: str
-    turn: int
+    turn: UUID
     told_at: datetime  # the last moment of the organization's time
     due_at: datetime | None  # when the next lot of credits expires
     wallet: int
-    revenue: int
+    revenue: int  # 0 before the first charge
     transfer_seq: int
     usage_seq: int
     audit_seq: int
@@ -98,9 +99,9 @@ def plain(books: Books, settlings: Sequence[Settling], placings: Sequence[Placin
     return Plain(at, accounts, settled, lines, hashes, placed, posted)
 
 
-def apply(books: Books, batch: Plain) -> None:
-    """Remember a batch that was committed."""
-    books.turn += 1
+def apply(books: Books, batch: Plain, turn: UUID) -> None:
+    """Remember a batch that was committed, and the turn that it began."""
+    books.turn = turn
     books.told_at = batch.at
     books.transfer_seq += batch.posted
     books.usage_seq += len(batch.settled)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+import asyncpg
+
 from ledger_svc import books as deciding
 from ledger_svc.books import Books
 from ledger_svc.holds import (
@@ -30,12 +32,15 @@ from ledger_svc.store import books as store
 from ledger_svc.store import charges
 from mesh.clock import monotonic_ms
 from mesh.db import Database, StatementError
-from mesh.telemetry import metrics
+from mesh.telemetry import logs, metrics
 
-ORGANIZATIONS_MAX = 1_000
-ENTRIES_MAX = 100_000  # accounts, sets of limits and holds of one organization
+ENTRIES_MAX = 200_000  # accounts, sets of limits and holds of all organizations; about 80 MB
 SKIPPED_MAX = 64  # batches that are walked at once after some that were no use to try
 MOMENT = timedelta(microseconds=1)
+# A key that was used before, and a hold that is not open.
+EXPECTED = (asyncpg.UniqueViolationError, asyncpg.NoDataFoundError)
+
+log = logs.get(__name__)
 
 Result = TypeVar("Result")
 Outcomes = tuple[list[SettleOutcome], list[Placed]]
@@ -50,6 +55,13 @@ class Memory:
     now_ms: float = 0.0
     misses: int = 0
     skip: int = 0
+    counted: int = 0  # entries, when they were counted last
+
+    @property
+    def size(self) -> int:
+        """Return how many entries are remembered."""
+        books = self.books
+        return 1 if books is None else 1 + len(books.accounts) + len(books.limits) + len(books.holds)
 
     def time(self, books: Books) -> datetime:
         """Return the organization's time: the database's, and after all that was told before."""
@@ -59,11 +71,10 @@ class Memory:
     def keep(self, books: Books, now: datetime) -> None:
         """Remember books as of the database's time."""
         self.books, self.now, self.now_ms = books, now, monotonic_ms()
-        if len(books.accounts) + len(books.limits) + len(books.holds) > ENTRIES_MAX:
-            self.books = None
 
-    def miss(self) -> None:
+    def miss(self, why: str) -> None:
         """Forget the books, which were no use; after several in a row, do not try for a while."""
+        metrics.LEDGER_WAYS.labels(why).inc()
         self.books = None
         self.skip = min(2**self.misses, SKIPPED_MAX) - 1
         self.misses = min(self.misses + 1, SKIPPED_MAX)
@@ -75,6 +86,12 @@ class Remembering:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._memories: OrderedDict[str, Memory] = OrderedDict()
+        self._size = 0  # entries of all memories
+
+    @property
+    def entries(self) -> int:
+        """Return how many entries are remembered of all organizations."""
+        return self._size
 
     async def place(self, organization_id: str, items: Sequence[tuple[Placing, bool]]) -> list[Placed]:
         """Decide holds in order; each comes with whether an in-flight refusal is its final answer."""
@@ -110,34 +127,46 @@ class Remembering:
         return await self._walked(organization_id, charges.post(self._db, organization_id, items))
 
     async def _walked(self, organization_id: str, writing: Awaitable[Result]) -> Result:
-        self._memory(organization_id).books = None
+        self._forget(organization_id)
         return await writing
 
     async def _plain(
         self, organization_id: str, settlings: Sequence[Settling], placings: Sequence[Placing]
     ) -> Outcomes | None:
         """Write a batch that is plain; None, and nothing is written, for any other."""
-        memory = self._memory(organization_id)
+        memory = self._memories.setdefault(organization_id, Memory())
         if memory.skip:
+            metrics.LEDGER_WAYS.labels("not_tried").inc()
             memory.skip -= 1
             return None
+        try:
+            return await self._tried(memory, organization_id, settlings, placings)
+        finally:
+            self._bound(organization_id, memory)
+
+    async def _tried(
+        self, memory: Memory, organization_id: str, settlings: Sequence[Settling], placings: Sequence[Placing]
+    ) -> Outcomes | None:
         books = await self._read(memory, organization_id, settlings, placings)
         batch = books and deciding.plain(books, settlings, placings, memory.time(books))
         if books is None or batch is None:
-            memory.miss()
+            memory.miss("not_plain")
             return None
         memory.books = None  # whatever becomes of the commit, until it is known
         try:
-            now = await store.post(self._db, books, batch)
-        except StatementError:
-            now = None
-        if now is None:
-            memory.miss()
+            posted = await store.post(self._db, books, batch)
+        except StatementError as error:
+            if not isinstance(error, EXPECTED):
+                log.error("commit.not_plain", error, organization_id=organization_id)
+            memory.miss("refused")
             return None
-        deciding.apply(books, batch)
-        memory.keep(books, now)
+        if posted is None:
+            memory.miss("turn_lost")
+            return None
+        deciding.apply(books, batch, posted.turn)
+        memory.keep(books, posted.now)
         memory.misses = 0
-        metrics.LEDGER_PLAIN.inc(len(settlings) + len(placings))
+        metrics.LEDGER_WAYS.labels("plain").inc()
         balance = books.accounts[books.wallet].settled_micros
         return (
             [Settled(settling.cost_micros, balance, 0, replayed=False) for settling in settlings],
@@ -162,6 +191,7 @@ class Remembering:
                 books.accounts.update(pages.books.accounts)
                 books.limits.update(pages.books.limits)
                 books.holds.update(pages.books.holds)
+                books.told_at = max(books.told_at, pages.books.told_at)
                 return books
         pages = await store.read(self._db, organization_id, list(agents), list(requests))
         if pages is None:
@@ -169,12 +199,24 @@ class Remembering:
         memory.keep(pages.books, pages.now)
         return pages.books
 
-    def _memory(self, organization_id: str) -> Memory:
+    def _forget(self, organization_id: str) -> None:
         memory = self._memories.get(organization_id)
-        if memory is None:
-            memory = self._memories[organization_id] = Memory()
-            if len(self._memories) > ORGANIZATIONS_MAX:
-                self._memories.popitem(last=False)
-        else:
-            self._memories.move_to_end(organization_id)
-        return memory
+        if memory is not None:
+            memory.books = None
+            self._count(memory)
+
+    def _count(self, memory: Memory) -> None:
+        self._size += memory.size - memory.counted
+        memory.counted = memory.size
+
+    def _bound(self, organization_id: str, memory: Memory) -> None:
+        """Count what is remembered, and forget of all but this organization what was of use the longest ago."""
+        if self._memories.get(organization_id) is not memory:
+            return
+        self._count(memory)
+        self._memories.move_to_end(organization_id)
+        while self._size > ENTRIES_MAX and len(self._memories) > 1:
+            _, oldest = self._memories.popitem(last=False)
+            self._size -= oldest.counted
+        if self._size > ENTRIES_MAX:
+            self._forget(organization_id)

@@ -1,24 +1,38 @@
 -- Batches in which nothing is refused, clamped, repeated or late are decided by a ledger process from what it remembers of
 -- an organization's books, and written in one call. What it remembers holds as long as the organization's turn is the one
--- that it knows: whoever writes the books takes the next.
+-- that it knows: whoever writes the books begins another.
 
+-- No turn comes twice, so that a database that was put back, or lost its last commits, is not taken for what it was.
 CREATE TABLE turns (
   organization_id text PRIMARY KEY,
-  turn            bigint NOT NULL
+  turn            uuid NOT NULL
 ) WITH (fillfactor = 50);
 GRANT SELECT, INSERT, UPDATE ON turns TO mandate_ledger;
 
+CREATE FUNCTION begin_turn(p_org text) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO turns (organization_id, turn) VALUES (p_org, gen_random_uuid())
+  ON CONFLICT (organization_id) DO UPDATE SET turn = excluded.turn;
+$$;
+
 CREATE OR REPLACE FUNCTION lock_organization(p_org text) RETURNS void LANGUAGE sql AS $$
   SELECT pg_advisory_xact_lock(7101, hashtext(p_org));
-  INSERT INTO turns (organization_id, turn) VALUES (p_org, 1) ON CONFLICT (organization_id) DO UPDATE SET turn = turns.turn + 1;
+  SELECT begin_turn(p_org);
 $$;
+
+-- Paths are recorded without the lock, also by processes that know nothing of turns.
+CREATE FUNCTION begin_turn_of_node() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM begin_turn(NEW.organization_id);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER nodes_begin_a_turn AFTER INSERT ON nodes FOR EACH ROW EXECUTE FUNCTION begin_turn_of_node();
 
 -- All that a batch needs to know, as of one moment: STABLE functions share their caller's snapshot. `turn` is NULL where
 -- the books were never written. An agent without accounts that are of now has no set, and a hold that is not plainly open,
 -- or counts against accounts beyond its set, is left out.
 CREATE FUNCTION read_books(
   p_org text, p_agents text[], p_versions bigint[], p_requests text[],
-  OUT turn bigint, OUT now timestamptz, OUT told_at timestamptz, OUT due_at timestamptz, OUT wallet bigint, OUT revenue bigint,
+  OUT turn uuid, OUT now timestamptz, OUT told_at timestamptz, OUT due_at timestamptz, OUT wallet bigint, OUT revenue bigint,
   OUT transfer_seq bigint, OUT usage_seq bigint, OUT audit_seq bigint, OUT audit_hash bytea,
   OUT agent_sets bigint[],
   OUT h_request text[], OUT h_agent text[], OUT h_key text[], OUT h_user text[], OUT h_ceiling bigint[], OUT h_set bigint[], OUT h_held_at timestamptz[],
@@ -80,22 +94,26 @@ CREATE TYPE plain_hold AS (
 );
 
 -- Write a batch that was decided from the books as of `p_turn`: settlements, then holds, and each account that they touch
--- once. Returns the time; NULL, and nothing is written, where somebody else had a turn or a holder has lapsed. A key that
--- was used before, or a hold that is not open, is an error that writes nothing either.
+-- once. Returns the turn that this begins, and the time; NULL, and nothing is written, where somebody else has begun a turn,
+-- a holder has lapsed, or the clock that the batch was decided by is more than a second off. A key that was used before, or
+-- a hold that is not open, is an error that writes nothing either.
 CREATE FUNCTION post_plain(
-  p_org text, p_turn bigint, p_at timestamptz, p_wallet bigint, p_revenue bigint,
+  p_org text, p_turn uuid, p_at timestamptz, p_wallet bigint, p_revenue bigint,
   p_transfer_seq bigint, p_usage_seq bigint, p_audit_seq bigint,  -- the last of each before
   p_posted bigint,  -- transfers
   a_id bigint[], a_settled bigint[], a_held bigint[], a_floor bigint[], a_disabled boolean[], a_auto boolean[],
-  p_settled plain_settlement[], p_placed plain_hold[], p_holders text[]
-) RETURNS timestamptz LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+  p_settled plain_settlement[], p_placed plain_hold[], p_holders text[],
+  OUT next_turn uuid, OUT now timestamptz
+) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE v_count int;
 BEGIN
-  UPDATE turns SET turn = turn + 1
+  UPDATE turns SET turn = gen_random_uuid()
    WHERE organization_id = p_org AND turn = p_turn
+     AND p_at BETWEEN clock_timestamp() - interval '1 second' AND clock_timestamp() + interval '1 second'
      AND NOT EXISTS (SELECT 1 FROM unnest(p_holders) h(id)
-                      WHERE NOT EXISTS (SELECT 1 FROM leases l WHERE l.holder_id = h.id AND l.lapsed_at IS NULL));
-  IF NOT FOUND THEN RETURN NULL; END IF;
+                      WHERE NOT EXISTS (SELECT 1 FROM leases l WHERE l.holder_id = h.id AND l.lapsed_at IS NULL))
+  RETURNING turn INTO next_turn;
+  IF NOT FOUND THEN RETURN; END IF;
   IF cardinality(p_settled) > 0 THEN
     WITH charged AS (
       INSERT INTO transfers (organization_id, seq, key, phase, kind, debit, credit, amount_micros, limit_set, direction, actor, posted_at)
@@ -135,5 +153,5 @@ BEGIN
   INSERT INTO checkpoints (account_id, at, step, transfer_seq, settled_micros, held_micros, floor_micros, disabled, auto_disable)
     SELECT id, p_at, 0, p_transfer_seq + p_posted, s, h, f, d, a
       FROM unnest(a_id, a_settled, a_held, a_floor, a_disabled, a_auto) t(id, s, h, f, d, a);
-  RETURN clock_timestamp();
+  now := clock_timestamp();
 END $$;

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from ledger_svc.books import Account, Books, LimitSet, OpenHold, Plain
 from ledger_svc.holds import Placing, Settling
 from mesh.db import Database, Row
 
-READ = "SELECT * FROM read_books($1, $2, $3, $4)"
+READ = """
+SELECT turn, now, told_at, due_at, wallet, revenue, transfer_seq, usage_seq, audit_seq, audit_hash, agent_sets,
+       h_request, h_agent, h_key, h_user, h_ceiling, h_set, h_held_at, s_id, s_path, s_accounts, s_until,
+       a_id, a_settled, a_held, a_floor, a_disabled, a_auto
+  FROM read_books($1, $2, $3, $4)
+"""
 POST = """
-SELECT post_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::bigint[], $11::text::bigint[], $12::text::bigint[],
+SELECT next_turn, now
+  FROM post_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::bigint[], $11::text::bigint[], $12::text::bigint[],
                   $13::text::bigint[], $14::text::boolean[], $15::text::boolean[], $16, $17, $18)
 """
 
@@ -23,6 +30,14 @@ class Pages:
     """A part of an organization's books, and the time of the database then."""
 
     books: Books
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """The turn that a batch began, and the time of the database after it."""
+
+    turn: UUID
     now: datetime
 
 
@@ -36,7 +51,7 @@ async def read(
     row = await db.one(
         READ, organization_id, [agent for agent, _ in agents], [version for _, version in agents], list(requests)
     )
-    if None in (row["turn"], row["wallet"], row["revenue"], row["told_at"], row["audit_seq"]):
+    if None in (row["turn"], row["wallet"], row["told_at"], row["audit_seq"]):
         return None
     books = Books(
         organization_id=organization_id,
@@ -44,7 +59,7 @@ async def read(
         told_at=row["told_at"],
         due_at=row["due_at"],
         wallet=row["wallet"],
-        revenue=row["revenue"],
+        revenue=row["revenue"] or 0,
         transfer_seq=row["transfer_seq"],
         usage_seq=row["usage_seq"],
         audit_seq=row["audit_seq"],
@@ -67,12 +82,12 @@ async def read(
     return Pages(books, row["now"])
 
 
-async def post(db: Database, books: Books, batch: Plain) -> datetime | None:
-    """Write a batch in one commit; the time after it, None where nothing was written: the books are no longer so.
+async def post(db: Database, books: Books, batch: Plain) -> Posted | None:
+    """Write a batch in one commit; None where nothing was written: the books are no longer so.
 
     StatementError, and nothing is written either, where a key was used before or a hold is not open.
     """
-    written: datetime | None = await db.value(
+    row = await db.one(
         POST,
         books.organization_id,
         books.turn,
@@ -88,7 +103,7 @@ async def post(db: Database, books: Books, batch: Plain) -> datetime | None:
         [_hold(placing, hold) for placing, hold in batch.placed],
         list({placing.holder_id for placing, _ in batch.placed}),
     )
-    return written
+    return None if row["next_turn"] is None else Posted(row["next_turn"], row["now"])
 
 
 def _accounts(batch: Plain) -> tuple[str, ...]:

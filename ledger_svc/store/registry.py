@@ -21,25 +21,29 @@ class NodeFact:
 async def put_nodes(db: Database, nodes: Sequence[NodeFact]) -> None:
     """Record facts; one already known is left as it is. A new organization's wallet is opened with its node.
 
-    Every organization of which something is new has a turn: what is remembered of its paths holds no longer.
+    Each organization's are recorded apart, so that one whose books are busy keeps no other's waiting.
     """
-    facts = sorted((node.id, node.path_version, node.organization_id, ",".join(node.path)) for node in nodes)
-    if not facts:
-        return
-    async with db.transaction() as tx:
-        new = await tx.fetch(
-            """
-            INSERT INTO nodes (id, path_version, organization_id, path)
-              SELECT i, v, o, string_to_array(p, ',')
-                FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) t(i, v, o, p)
-            ON CONFLICT DO NOTHING RETURNING id, organization_id
-            """,
-            *(list(column) for column in zip(*facts, strict=True)),
-        )
-        for organization_id in sorted({row["organization_id"] for row in new}):
-            await tx.execute("SELECT lock_organization($1)", organization_id)
-        for organization_id in sorted(row["id"] for row in new if row["id"] == row["organization_id"]):
-            await tx.execute("SELECT account_of($1, 'wallet')", organization_id)
+    by_organization: dict[str, list[NodeFact]] = {}
+    for node in nodes:
+        by_organization.setdefault(node.organization_id, []).append(node)
+    for organization_id, facts in by_organization.items():
+        async with db.transaction() as tx:
+            is_new = any(fact.id == organization_id for fact in facts)
+            if is_new:
+                await tx.execute("SELECT lock_organization($1)", organization_id)
+            await tx.execute(
+                """
+                INSERT INTO nodes (id, path_version, organization_id, path)
+                  SELECT i, v, $1, string_to_array(p, ',') FROM unnest($2::text[], $3::bigint[], $4::text[]) t(i, v, p)
+                ON CONFLICT DO NOTHING
+                """,
+                organization_id,
+                [fact.id for fact in facts],
+                [fact.path_version for fact in facts],
+                [",".join(fact.path) for fact in facts],
+            )
+            if is_new:
+                await tx.execute("SELECT account_of($1, 'wallet')", organization_id)
 
 
 async def organization_of(db: Database, object_id: str) -> str | None:

@@ -82,8 +82,11 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 LEDGER_BATCH = Histogram(
     "mandate_ledger_batch_items", "Items that shared one commit.", ["kind"], registry=REGISTRY, buckets=SIZES
 )
-LEDGER_PLAIN = Counter(
-    "mandate_ledger_plain_items_total", "Items that were decided from remembered books.", registry=REGISTRY
+LEDGER_WAYS = Counter(
+    "mandate_ledger_batches_total",
+    "Batches decided from remembered books (plain), and those walked through, by why.",
+    ["way"],
+    registry=REGISTRY,
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 AUDIT_BROKEN = Counter(

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def books(**accounts: Account) -> Books:
         "total": budget(900),
     }
     kept |= accounts
-    found = Books("org", 7, NOON, None, WALLET, REVENUE, 10, 20, 30, HASH)
+    found = Books("org", UUID(int=7), NOON, None, WALLET, REVENUE, 10, 20, 30, HASH)
     found.limits = {("agt", 4): LIMITS}
     found.accounts = {
         WALLET: kept["wallet"],
@@ -69,8 +70,14 @@ def test_holds_take_from_every_account_above_and_settlements_give_back_what_they
         TOTAL: budget(900, spent=12, held=100),
         REVENUE: Account(12, 0, 0, disabled=False, auto_disable=False),
     }
-    apply(before, batch)
-    assert (before.turn, before.told_at, before.transfer_seq, before.usage_seq, before.audit_seq) == (8, at, 11, 21, 31)
+    apply(before, batch, UUID(int=8))
+    assert (before.turn.int, before.told_at, before.transfer_seq, before.usage_seq, before.audit_seq) == (
+        8,
+        at,
+        11,
+        21,
+        31,
+    )
     assert list(before.holds) == ["b"]
     assert before.accounts[DAY] == budget(500, spent=12, held=100)
 
@@ -172,11 +179,11 @@ def test_a_batch_is_worth_its_items_one_by_one(items: list[tuple[int, int]], cut
     batch = plain(whole, settles, places, NOON)
     if batch is None:
         return
-    apply(whole, batch)
+    apply(whole, batch, UUID(int=1))
     for settled, placed in ((settles[:cut], []), (settles[cut:], []), ([], places[:cut]), ([], places[cut:])):
         part = plain(parts, settled, placed, NOON)
         assert part
-        apply(parts, part)
+        apply(parts, part, UUID(int=1))
     assert whole.accounts == parts.accounts
     assert (whole.transfer_seq, whole.usage_seq, whole.audit_hash) == (
         parts.transfer_seq,
