@@ -264,10 +264,11 @@ async def test_the_loop_finds_every_organization_with_new_usage(ledger: RunningL
     async with desk(ledger, issuer) as one, desk(ledger, issuer) as other:
         for made in (one, other):
             await made.use(recount.made_up(rng, made.paths, recount.moments(rng, START, END, 5)))
-        found = await rollups.behind(ledger.database, "")
+        before = min(one.organization, other.organization)[:-1]  # what others made may fill a page by itself
+        found = await rollups.behind(ledger.database, before)
         assert {one.organization, other.organization} <= set(found.behind)
         assert not await loop.catch_up(ledger.database)
-        assert await rollups.behind(ledger.database, "") == rollups.Found([], None)
+        assert (await rollups.behind(ledger.database, before)).behind == []
 
 
 @pytest.mark.parametrize(("rows", "failed", "then"), [(20_000, True, 5_000), (600, True, 500), (500, False, 1_000)])
