@@ -94,8 +94,11 @@ class Reading:
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_begun:  # else it is a trailer, which nobody asked for
-            self._lines.append((name.lower(), value))
+        if not self.is_begun:  # it is a trailer, which nobody asked for
+            return
+        if len(self._lines) == HEADERS_MAX:
+            raise _unreadable()
+        self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser, hearing = self._parser, self._hearing
@@ -135,7 +138,7 @@ class Reading:
         lines = self._lines
         if self._barren_bytes > LINE_BYTES_MAX:
             _check_sizes(self._target, lines)
-        if version not in {"1.1", "1.0"} or len(lines) > HEADERS_MAX:
+        if version not in {"1.1", "1.0"}:
             raise _unreadable()
         names = [name for name, _ in lines if name in SINGLE]
         if len(set(names)) < len(names) or (version == "1.1" and b"host" not in names):

@@ -96,6 +96,7 @@ def test_a_body_whose_chunks_are_none_is_told_and_what_follows_is_not_read(play:
         pytest.param(431, GET + b"y" * 16_385 + b": x", id="a long name"),
         pytest.param(431, GET + (b"x: " + b"y" * 8_000 + b"\r\n") * 9, id="many long values"),
         pytest.param(200, GET + b"x: " + b"y" * 16_384 + b"\r\nz: " + b"y" * 16_384, id="as long as may be"),
+        pytest.param(200, GET + b"x: y\r\n" * 126 + b"x: y", id="as many lines as may be"),
     ],
 )
 def test_a_head_has_a_length_at_most(play: Play, status: int, sent: bytes) -> None:
@@ -112,6 +113,7 @@ def test_a_head_has_a_length_at_most(play: Play, status: int, sent: bytes) -> No
     "endless",
     [
         pytest.param((GET + b"x: ", b"y" * 8_000), id="a head"),
+        pytest.param((GET, b"a:\r\n" * 100), id="headers"),
         pytest.param((b"", b"\r\n" * 4_000), id="empty lines"),
         pytest.param((CHUNKED + b"1;", b"y" * 8_000), id="an extension of a chunk"),
         pytest.param((CHUNKED + b"0\r\nx: ", b"y" * 8_000), id="a trailer"),
