@@ -115,12 +115,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # why it is lost is nobody's matter
         self._server.leave(self)
-        self._leave_body()
-        self._is_closing = True
+        self._let_go()
         self._transport = None
-        self._unread = b""
-        self._waiting.clear()
-        self._reading.stop()
         self._wake()
 
     def came(self, request: Request) -> None:
@@ -187,8 +183,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Cut it off: what was not taken is lost."""
-        self._is_closing = True
-        self._reading.stop()
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
 
@@ -237,7 +232,6 @@ class Connection(asyncio.Protocol):
 
     async def _answer(self, request: Request) -> None:
         """Answer one request, and go on to the next."""
-        task = self.task
         try:
             answer = await self._server.answer(request)
             if answer is not None:
@@ -248,9 +242,11 @@ class Connection(asyncio.Protocol):
             self.abort()
             raise
         finally:
-            self.task = None
-            if task is not None:
-                self._server.running.discard(task)
+            if self.task is not None:  # never a local: a traceback that its task keeps would keep the task
+                self._server.running.discard(self.task)
+                self.task = None
+            if self._is_closing:
+                self._answering = None
         self._answered(request)
 
     def _answered(self, request: Request) -> None:
@@ -303,11 +299,7 @@ class Connection(asyncio.Protocol):
         """Say no more than the error; a client that may still be sending hears it before the connection ends."""
         transport = self._transport
         is_read = error is None and self._reading.incoming is None and not self._unread
-        self._is_closing = True
-        self._answering = None
-        self._unread = b""
-        self._waiting.clear()
-        self._reading.stop()
+        self._let_go()
         if transport is None or transport.is_closing():
             return
         if error is not None:
@@ -319,6 +311,17 @@ class Connection(asyncio.Protocol):
             self.due = self._loop.time() + REST_SECONDS_MAX
             self._resume()
             transport.write_eof()
+
+    def _let_go(self) -> None:
+        """Take nothing more, and let go of what holds this object: a circle waits for the collector of garbage."""
+        self._leave_body()
+        self._is_closing = True
+        if self.task is None:
+            self._answering = None
+        self._last = None
+        self._unread = b""
+        self._waiting.clear()
+        self._reading.stop()
 
     def _leave_body(self) -> None:
         if self._reading.incoming is not None:

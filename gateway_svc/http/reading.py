@@ -78,9 +78,10 @@ class Reading:
         return None
 
     def stop(self) -> None:
-        """Read nothing more, and let go of the parser, which holds this object as well."""
+        """Read nothing more, and let go of the parser and of a request, which hold this object and its connection."""
         self.is_over = True
         self.is_begun = False
+        self.incoming = None
         self._parser = None
         self._hearing = None
 

@@ -113,7 +113,7 @@ class Body:
         self._parts.clear()
 
     async def read(self) -> bytes:
-        """Return all of it, once it has come; raise why it can't."""
+        """Return all of it once, when it has come; raise why it can't."""
         if not self.complete and self._failure is None:
             self.is_wanted = True
             self._line.wanted()
@@ -123,8 +123,12 @@ class Body:
             finally:
                 self._waiter = None
         if self._failure is not None:
-            raise self._failure
-        parts = self._parts
+            try:
+                raise self._failure
+            finally:
+                self.dropped = True
+                self._failure = None  # its traceback holds this object
+        parts, self._parts = self._parts, []  # not held twice for as long as the answer takes
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def inflated(self, data: bytes, encoding: str) -> bytes:
