@@ -64,16 +64,16 @@ class Head(NamedTuple):
 class Body:
     """A request's body, of a limited size; it waits here for its one reader."""
 
-    __slots__ = ("_bytes_max", "_failure", "_line", "_parts", "_size", "_waiter", "complete", "dropped", "is_wanted")
+    __slots__ = ("_bytes_max", "_came", "_failure", "_line", "_size", "_waiter", "complete", "dropped", "is_wanted")
 
     def __init__(self, line: Line, bytes_max: int) -> None:
         self.complete = False
         self.is_wanted = False
         self.dropped = False  # what still comes of it is for nobody
         self._bytes_max = bytes_max
+        self._came: bytes | bytearray = b""
         self._failure: Exception | None = None
         self._line = line
-        self._parts: list[bytes] = []
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
 
@@ -93,7 +93,9 @@ class Body:
         if self._size > self._bytes_max:
             self.fail(self._too_large())
         if self._failure is None and not self.dropped:
-            self._parts.append(part)
+            if self._came and isinstance(self._came, bytes):
+                self._came = bytearray(self._came)  # a list of parts of a byte each would be thirty times as large
+            self._came += part
 
     def end(self) -> None:
         """Note that all of it has come."""
@@ -104,13 +106,13 @@ class Body:
         """Note why it can't be read; whatever failed first is told."""
         if self._failure is None and not self.complete:
             self._failure = error
-            self._parts.clear()
+            self._came = b""
             self._wake()
 
     def drop(self) -> None:
         """Forget it: its request is answered."""
         self.dropped = True
-        self._parts.clear()
+        self._came = b""
 
     async def read(self) -> bytes:
         """Return all of it once, when it has come; raise why it can't."""
@@ -128,8 +130,8 @@ class Body:
             finally:
                 self.dropped = True
                 self._failure = None  # its traceback holds this object
-        parts, self._parts = self._parts, []  # not held twice for as long as the answer takes
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        came, self._came = self._came, b""  # not held twice for as long as the answer takes
+        return bytes(came)
 
     def inflated(self, data: bytes, encoding: str) -> bytes:
         """Return what a compressed body becomes, within its limit."""

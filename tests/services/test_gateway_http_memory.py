@@ -6,11 +6,13 @@ import asyncio
 import gc
 import socket
 import struct
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
 
+from gateway_svc.http import reading, requests
 from gateway_svc.http.app import Application
 from gateway_svc.http.connection import Connection
 from gateway_svc.http.requests import Request
@@ -88,5 +90,33 @@ def test_nothing_is_left_of_a_client_that_is_gone_without_a_collection_of_garbag
             assert not alive()
         finally:
             gc.enable()
+
+    scenario(play, act)
+
+
+def held_bytes() -> int:
+    """Return what was allocated, and is still there, by what takes requests apart."""
+    places = [tracemalloc.Filter(True, str(each.__file__)) for each in (reading, requests)]
+    return sum(each.size for each in tracemalloc.take_snapshot().filter_traces(places).traces)
+
+
+def test_a_body_takes_as_much_memory_as_it_has_bytes_however_small_its_chunks_are(play: Play) -> None:
+    async def act(port: int, rooms: Rooms, _app: Application) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        tracemalloc.start()
+        try:
+            writer.write(CHUNKED + b"2\r\nab\r\n" * 20_000)
+            await writer.drain()
+            await asyncio.sleep(0.5)
+            assert 40_000 <= held_bytes() < 100_000
+        finally:
+            tracemalloc.stop()
+        writer.write(b"0\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.readuntil(HEAD_END)).startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(40_000) == b"ab" * 20_000
+        writer.close()
+        await writer.wait_closed()
+        assert rooms.seen == ["40000 bytes"]
 
     scenario(play, act)
