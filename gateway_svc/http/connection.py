@@ -22,6 +22,7 @@ HEAD_SECONDS_MAX = 15.0  # from a head's first byte to its last; of a new connec
 IDLE_SECONDS_MAX = 75.0
 REST_SECONDS_MAX = 10.0  # for the rest of a body that nobody reads, and for a client to hear why it was cut off
 PIECE_BYTES = 8 * 1024  # read at once, so that few requests can be in what is read one behind another
+WAITING_MAX = 16  # requests read and not begun; where one piece has more, the last of them ends the connection
 
 
 class Server(Protocol):
@@ -120,11 +121,14 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def came(self, request: Request) -> None:
-        """Begin to answer it, unless another is being answered."""
+        """Begin to answer it, unless another is being answered; one too many is not, nor what is behind it."""
         if self._answering is None:
             self._start(request)
-        else:
-            self._waiting.append(request)
+            return
+        if len(self._waiting) == WAITING_MAX:
+            self._waiting[-1].keeps = False
+            self._reading.stop()
+        self._waiting.append(request)
 
     def complete(self, request: Request) -> None:
         """Be ready for the next, where this one is answered."""
@@ -298,7 +302,7 @@ class Connection(asyncio.Protocol):
     def _close(self, error: MeshError | None = None) -> None:
         """Say no more than the error; a client that may still be sending hears it before the connection ends."""
         transport = self._transport
-        is_read = error is None and self._reading.incoming is None and not self._unread
+        is_read = error is None and self._reading.incoming is None and not (self._unread or self._waiting)
         self._let_go()
         if transport is None or transport.is_closing():
             return

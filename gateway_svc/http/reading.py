@@ -86,7 +86,7 @@ class Reading:
         self._hearing = None
 
     def on_message_begin(self) -> None:
-        self.is_begun = True
+        self.is_begun = not self.is_over
         self._lines = []
         self._target = b""
         self._barren_bytes = self._piece_bytes

@@ -135,7 +135,7 @@ async def test_other_answers_that_are_not_read_end_too(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers, "WRITE_SECONDS_MAX", 0.5)
-    unread = await deaf(port_of(gateway), b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 500)
+    unread = await deaf(port_of(gateway), b"GET /metrics HTTP/1.1\r\nhost: %b\r\n\r\n" % (b"x" * 500) * 500)
     await asyncio.sleep(1.5)
     async with asyncio.timeout(5):
         heard = await rest(unread)
