@@ -43,7 +43,8 @@ class Inflight:
         self._waiting_holds: deque[Item] = deque()
         self._woken = asyncio.Event()
         self._sweep: asyncio.TimerHandle | None = None
-        self._settled: asyncio.Event | None = None  # there while somebody waits for the last of the settles and voids
+        self._unsettled: set[Key] = set()  # the settles and voids of what is unanswered
+        self._settled: asyncio.Event | None = None  # there while somebody waits for the last of them
 
     @property
     def full(self) -> bool:
@@ -73,7 +74,7 @@ class Inflight:
 
     async def settled(self, seconds: float) -> int:
         """Wait until every settle and void is answered, at most so long; return how many are not."""
-        if self._unsettled():
+        if self._unsettled:
             self._settled = asyncio.Event()
             try:
                 async with asyncio.timeout(seconds):
@@ -82,11 +83,11 @@ class Inflight:
                 pass
             finally:
                 self._settled = None
-        return len(self._unsettled())
+        return len(self._unsettled)
 
     def drop(self, item: Item) -> None:
         """Forget an item that nobody waits for."""
-        self._unanswered.pop(item.key, None)
+        self._take(item.key)
 
     def item(self, answer: Answer) -> Item | None:
         """Return the item that an answer belongs to; None when nobody waits for it."""
@@ -94,11 +95,9 @@ class Inflight:
 
     def resolve(self, answer: Answer) -> None:
         """Hand an answer to whoever waits for it."""
-        item = self._unanswered.pop((type(answer), answer.request_id), None)
+        item = self._take((type(answer), answer.request_id))
         if item is not None and not item.answer.done():
             item.answer.set_result(answer)
-        if self._settled is not None and not self._unsettled():
-            self._settled.set()
 
     def fail_holds(self, holder_id: str) -> None:
         """Answer every hold that was sent with None: its holder lapsed. Those not yet sent pass to the next holder."""
@@ -152,12 +151,17 @@ class Inflight:
         """End the wait."""
         self._woken.set()
 
-    def _unsettled(self) -> list[Item]:
-        return [item for item in self._unanswered.values() if not isinstance(item.question, charges_pb2.PlaceHold)]
+    def _take(self, key: Key) -> Item | None:
+        self._unsettled.discard(key)
+        if self._settled is not None and not self._unsettled:
+            self._settled.set()
+        return self._unanswered.pop(key, None)
 
     def _add(self, key: Key, question: Question, seconds: float, holder_id: str = "") -> Item:
         loop = asyncio.get_running_loop()
         item = self._unanswered[key] = Item(key, question, loop.create_future(), loop.time() + seconds, holder_id)
+        if not isinstance(question, charges_pb2.PlaceHold):
+            self._unsettled.add(key)
         self._queue(item)
         if self._sweep is None:
             self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_now, loop)
