@@ -108,36 +108,37 @@ class Completions:
             try:
                 return admitted, await self._hold(admitted)
             except _Moved as moved:
-                self._admission.correct(admitted, 0)
                 ask = replace(ask, agent=moved.agent)
         raise Unavailable("ACCOUNTING_UNAVAILABLE", "the agent is being moved", retry_after_ms=500)
 
     async def _hold(self, admitted: Admitted) -> Grant:
         try:
             failpoints.reach("gateway.hold.asking")
-            outcome = await self._ask_ledger(admitted)
+            grant = await self._ask_ledger(admitted)
             failpoints.reach("gateway.hold.granted")
-            if isinstance(outcome, Refused):
-                raise outcome.error()
-        except MeshError as refused:
+        except BaseException as failed:  # a cancelled caller has used nothing either
             self._admission.correct(admitted, 0)
-            if isinstance(refused, PermissionDenied):  # its own limit on cost
-                await self._admission.violated(admitted.ask, admitted.agent, refused)
+            if isinstance(failed, PermissionDenied):  # its own limit on cost
+                await self._admission.violated(admitted.ask, admitted.agent, failed)
             raise
-        return outcome
+        return grant
 
-    async def _ask_ledger(self, admitted: Admitted) -> Grant | Refused:
+    async def _ask_ledger(self, admitted: Admitted) -> Grant:
         """Ask again for up to a second where the ledger has heard of another path than identity told us."""
         patience_ms = monotonic_ms() + STALE_PATH_MS_MAX
         agent = admitted.agent
         while True:
             try:
-                return await self._ledger.hold(_place(admitted, agent))
+                outcome = await self._ledger.hold(_place(admitted, agent))
             except Aborted as stale:
                 if stale.reason != "STALE_PATH":
                     raise
                 if monotonic_ms() > patience_ms:
                     raise Unavailable("ACCOUNTING_UNAVAILABLE", stale.message, retry_after_ms=500) from None
+            else:
+                if isinstance(outcome, Refused):
+                    raise outcome.error()
+                return outcome
             await asyncio.sleep(STALE_PATH_PAUSE_SECONDS)
             agent = await self._admission.agent_anew(admitted.ask.key)
             if agent.path != admitted.agent.path:

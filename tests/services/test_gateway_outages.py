@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from gateway_svc.holds import Grant, Place, Route
@@ -81,6 +82,26 @@ async def test_a_completion_that_ends_while_the_ledger_is_away_is_charged_when_i
         line.plug()
         assert (await asking).status == 200
     await tenant.has_in_wallet(99 * CREDIT)
+
+
+async def test_a_request_that_is_given_up_while_its_hold_is_asked_for_takes_no_tokens_of_a_minute(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    tenant, other = [await mesh.tenant(100 * CREDIT) for _ in range(2)]
+    async with through(mesh, tmp_path, "ledger_address") as (line, gateway):
+        await gateway.limit(tenant, tenant.family.agent_id, tokens_per_minute=1_000)
+        await asyncio.sleep(0.6)
+        line.mute()
+        asking = asyncio.ensure_future(gateway.ask(tenant, {**HELLO, "max_tokens": 900}))
+        await asyncio.sleep(0.5)
+        answering = [task for task in asyncio.all_tasks() if "Connection._answer" in repr(task)]
+        for task in answering:  # as a drain does to what is late
+            task.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert (len(answering), isinstance(asking.exception(), aiohttp.ClientError)) == (1, True)
+        line.cut()
+        await recovered(gateway, other)
+        assert (await gateway.ask(tenant, {**HELLO, "max_tokens": 900})).status == 200
 
 
 async def test_without_identity_a_known_key_is_good_for_under_a_second(mesh: Mesh, tmp_path: Path) -> None:
