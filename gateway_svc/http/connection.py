@@ -1,7 +1,8 @@
 """One client's connection: its requests are answered in order, each in a task of its own; no silence lasts for ever.
 
 While a request is being answered, what comes behind it is left unread. A client that ends its side has left, as far as
-completions are concerned; it may still hear what it was being told.
+completions are concerned: a whole answer that is ready at once is still sent, a stream is cut. One that has more
+requests behind the one that is being answered is not read, so that it left is noticed at the next write to it.
 """
 
 from __future__ import annotations
