@@ -12,14 +12,12 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from gateway_svc.http.requests import Head, Line, Request, malformed
 from mesh.errors import InvalidArgument, MeshError
-from mesh.telemetry import logs
+from mesh.telemetry import metrics
 
 LINE_BYTES_MAX = 16 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 HEADERS_MAX = 128
 SINGLE = frozenset({b"content-length", b"content-type", b"host", b"transfer-encoding"})
-
-log = logs.get(__name__)
 
 
 class Hearing(Line, Protocol):
@@ -167,7 +165,7 @@ class Reading:
         """Read nothing more; a request whose head has come is told by whoever answers it."""
         if self.is_over:  # more came behind a last request
             return None
-        log.warn("http.unreadable", error=type(error or told).__name__)  # its text quotes the request, perhaps a key
+        metrics.UNREADABLE.labels(type(error or told).__name__).inc()  # no log: anybody could fill it
         self.is_over = True
         self.is_begun = False
         if self.incoming is None:

@@ -22,6 +22,12 @@ CIRCUITS_OPENED = Counter(
 ANSWERS_CUT = Counter(
     "mandate_answers_cut_total", "Answers that a failure of ours ended after they had begun.", registry=REGISTRY
 )
+UNREADABLE = Counter(
+    "mandate_requests_unreadable_total",
+    "What clients sent that was no HTTP request, by error.",
+    ["error"],
+    registry=REGISTRY,
+)
 STREAMS_LEFT = Counter(
     "mandate_streams_left_total", "Streams that nobody read to their end, by theirs.", ["ending"], registry=REGISTRY
 )

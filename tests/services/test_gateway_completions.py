@@ -354,5 +354,4 @@ async def test_a_key_in_a_header_that_cannot_be_read_stays_out_of_the_log(
     writer.close()
     await writer.wait_closed()
     told = "".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
-    assert "http.unreadable" in told
     assert "cpk_canary" not in told
