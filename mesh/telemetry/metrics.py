@@ -23,10 +23,7 @@ ANSWERS_CUT = Counter(
     "mandate_answers_cut_total", "Answers that a failure of ours ended after they had begun.", registry=REGISTRY
 )
 UNREADABLE = Counter(
-    "mandate_requests_unreadable_total",
-    "What clients sent that was no HTTP request, by error.",
-    ["error"],
-    registry=REGISTRY,
+    "mandate_requests_unreadable_total", "What clients sent that was no HTTP request.", ["error"], registry=REGISTRY
 )
 STREAMS_LEFT = Counter(
     "mandate_streams_left_total", "Streams that nobody read to their end, by theirs.", ["ending"], registry=REGISTRY
@@ -89,10 +86,7 @@ LEDGER_BATCH = Histogram(
     "mandate_ledger_batch_items", "Items that shared one commit.", ["kind"], registry=REGISTRY, buckets=SIZES
 )
 LEDGER_WAYS = Counter(
-    "mandate_ledger_batches_total",
-    "Batches decided from remembered books (plain), and those walked through, by why.",
-    ["way"],
-    registry=REGISTRY,
+    "mandate_ledger_batches_total", "Batches that were plain, or why they were walked.", ["way"], registry=REGISTRY
 )
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 AUDIT_BROKEN = Counter(
