@@ -110,6 +110,12 @@ class Commits:
         self._books = Remembering(db)
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        metrics.LEDGER_WAITING.set_function(lambda: self.waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many items wait for a commit; those in the commits that run are not among them."""
+        return sum(lane.length for lane in self._lanes.values())
 
     def place(
         self,

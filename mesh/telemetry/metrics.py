@@ -88,6 +88,7 @@ LEDGER_BATCH = Histogram(
 LEDGER_WAYS = Counter(
     "mandate_ledger_batches_total", "Batches that were plain, or why they were walked.", ["way"], registry=REGISTRY
 )
+LEDGER_WAITING = Gauge("mandate_ledger_waiting_items", "Items that wait for a commit.", registry=REGISTRY)
 HOLDS_UNCERTAIN = Counter("mandate_holds_uncertain_total", "Holds whose holder lapsed.", registry=REGISTRY)
 AUDIT_BROKEN = Counter(
     "mandate_audit_broken_total", "Audit chains that were found broken, not signed.", registry=REGISTRY
