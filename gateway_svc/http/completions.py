@@ -109,6 +109,7 @@ class Endpoint:
         self._seats = Seats(in_flight_max)
         self._instance = instance
         self._in_flight = 0
+        metrics.IN_FLIGHT.set_function(lambda: self._in_flight)
 
     def create(self, dialect: Dialect) -> Handler:
         """Return the handler of what is posted in one dialect."""

@@ -102,6 +102,6 @@ def test_every_short_pattern_takes_in_what_its_regular_expression_does() -> None
 
 def test_a_pattern_of_many_stars_is_asked_in_linear_time() -> None:
     glob = Glob.of("*a" * 99 + "*b*")
-    started = time.perf_counter()
+    started = time.thread_time()
     assert not glob.matches("a" * 1_000_000)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5

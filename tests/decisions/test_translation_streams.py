@@ -319,9 +319,9 @@ def test_eight_times_the_work_takes_no_more_than_a_few_times_eight(work: Work) -
         run = work(size)
         times: list[float] = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.thread_time()
             run()
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
         return min(times)
 
-    assert seconds(8_000) / seconds(1_000) < 16  # 64 where it grows with the square
+    assert seconds(8_000) / seconds(1_000) < 24  # 64 where it grows with the square

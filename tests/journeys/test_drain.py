@@ -130,6 +130,7 @@ async def test_beyond_its_limit_a_gateway_refuses_at_once_and_serves_on_those_wh
     tenant = await asyncio.to_thread(pair.tenant, BOUGHT_MICROS)
     url = f"{pair.gateway_url}/v1/chat/completions"
     refused_ms: list[float] = []
+    full: set[str] = set()
     whole: Counter[str] = Counter()
 
     async def ask() -> None:
@@ -143,6 +144,7 @@ async def test_beyond_its_limit_a_gateway_refuses_at_once_and_serves_on_those_wh
             whole[instance] += 1
             return
         refused_ms.append((time.monotonic() - began) * 1000)
+        full.add(instance)
         assert (response.status, json.loads(text)["error"]["code"]) == (503, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
 
@@ -150,7 +152,7 @@ async def test_beyond_its_limit_a_gateway_refuses_at_once_and_serves_on_those_wh
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
         asyncio.TaskGroup() as group,
     ):
-        for _ in range(4 * SEATS):  # connections fall to either process: both are full long before the last
+        for _ in range(4 * SEATS):  # a connection falls to whichever is awake, sometimes nearly all to one
             group.create_task(ask())
         await asyncio.sleep(0.7)
         before = len(refused_ms)
@@ -159,6 +161,7 @@ async def test_beyond_its_limit_a_gateway_refuses_at_once_and_serves_on_those_wh
             await asyncio.sleep(0.02)
     beyond = refused_ms[before:]
     record_property("refused_ms", (statistics.median(beyond), max(beyond)))
-    assert len(beyond) >= 20, "more was let in than there were seats"
+    assert beyond, "more was let in than there were seats"
     assert statistics.median(beyond) <= AT_ONCE_MS
-    assert whole == {"gateway-0": SEATS, "gateway-1": SEATS}
+    assert {whole[instance] for instance in full} == {SEATS}
+    assert max(whole.values()) == SEATS

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
+from time import thread_time
 
 import pytest
 
@@ -57,10 +57,10 @@ async def seconds_to_resolve(inflight: Inflight, many: int) -> float:
         inflight.add_settle(pb.SettleHold(request_id=f"req_{number}"), pb.SettleHold, 30)
     gathered = [pb.SettleAnswer(request_id=f"req_{number}") for number in range(many)]
     await asyncio.sleep(0)
-    started = perf_counter()
+    started = thread_time()
     for each in gathered:
         inflight.resolve(each)
-    return perf_counter() - started
+    return thread_time() - started
 
 
 async def test_an_answer_takes_no_longer_while_the_end_is_waited_for() -> None:
