@@ -36,9 +36,11 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._accept)
 
     def stop(self) -> None:
-        """Accept no more; connections that wait in the socket are left to the other processes."""
-        self._stopped = True
-        self._loop.remove_reader(self._listener)
+        """Accept no more; connections that wait in the socket are left to the other processes, where it has any."""
+        if not self._stopped:
+            self._stopped = True
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
 
     def _accept(self) -> None:
         try:

@@ -1,4 +1,7 @@
-"""Listening sockets made before the processes that accept on them, and the check that ports are free."""
+"""Listening sockets made before the processes that accept on them, and the check that ports are free.
+
+A client that vanishes without a word is noticed after 90 s: what is accepted has its listener's options (tcp(7)).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 BACKLOG = 1024  # connections that wait while a replica of the gateway restarts
+KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}  # seconds, seconds, times
 
 
 class PortError(Exception):
@@ -38,10 +42,15 @@ def check(claims: Iterable[Claim]) -> None:
 def listening(claims: dict[str, Claim]) -> Generator[dict[str, int]]:
     """Listen on each port while the block runs and give the descriptors, for children to accept on."""
     with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(_bound(claim)) for name, claim in claims.items()}
-        for opened in sockets.values():
-            opened.listen(BACKLOG)
+        sockets = {name: stack.enter_context(listen(claim)) for name, claim in claims.items()}
         yield {name: opened.fileno() for name, opened in sockets.items()}
+
+
+def listen(claim: Claim) -> socket.socket:
+    """Listen on a port; PortError where it can't be had."""
+    opened = _bound(claim)
+    opened.listen(BACKLOG)
+    return opened
 
 
 def _bound(claim: Claim) -> socket.socket:
@@ -52,6 +61,9 @@ def _bound(claim: Claim) -> socket.socket:
         raise PortError(f"{claim.host}: is not an address to listen on ({error.strerror}; MANDATE_HOST)") from None
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
         opened.bind((claim.host, claim.port))
     except OSError as error:
         opened.close()

@@ -17,12 +17,13 @@ from gateway_svc.http.health import Health
 from gateway_svc.http.models import Models
 from gateway_svc.http.requests import MET_EXPECTATION, Request
 from gateway_svc.http.routes import Handler, Routes
+from mesh import sockets
 from mesh.accepting import Acceptor
 from mesh.errors import InvalidArgument, MeshError
 from mesh.settings import Runtime
+from mesh.sockets import Claim
 from mesh.telemetry import logs
 
-BACKLOG = 1_024
 BROKEN_OFF_SECONDS = 0.5  # for what the drain time did not suffice for to settle on what it has
 PREFIXES = ("", "/gateway")  # the vendors' own paths, and the same below ours
 POSTED = {
@@ -117,7 +118,6 @@ class HttpServer:
         self._drained = asyncio.Event()
         self._connections: Connections | None = None
         self._acceptor: Acceptor | None = None
-        self._listener: asyncio.Server | None = None
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -129,19 +129,17 @@ class HttpServer:
         made = self._connections = Connections(self._app, connections_within(self._connections_max))
         runtime = self._runtime
         if runtime.http_fd is not None:
-            self._acceptor = Acceptor(socket.socket(fileno=runtime.http_fd), made)
-            self._acceptor.start()
+            listener = socket.socket(fileno=runtime.http_fd)
         else:
-            loop = asyncio.get_running_loop()
-            self._listener = await loop.create_server(made, runtime.host, runtime.gateway_port, backlog=BACKLOG)
-        log.event("http.ready", port=self._runtime.gateway_port)
+            listener = sockets.listen(Claim(runtime.host, runtime.gateway_port, "gateway"))
+        self._acceptor = Acceptor(listener, made)
+        self._acceptor.start()
+        log.event("http.ready", port=runtime.gateway_port)
 
     async def drain(self) -> None:
         """Accept no more and wait for open completions, at most the drain time."""
         if self._acceptor is not None:
             self._acceptor.stop()
-        if self._listener is not None:
-            self._listener.close()
         await self._app.draining.quiet(self._runtime.drain_seconds)
         if self._connections is not None:
             await self._connections.close(BROKEN_OFF_SECONDS)
