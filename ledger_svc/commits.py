@@ -49,6 +49,8 @@ QUEUE_MAX = 10_000  # items of one organization that wait; more are shed
 TWINS_MAX = 10_000  # askers who share one item's answer; more wait in the queue
 RETRY_SECONDS = 0.05  # how often waiting holds are tried again when nothing here was freed: another replica may have
 
+SIZES = {kind: metrics.LEDGER_BATCH.labels(kind) for kind in ("place", "settle", "void", "post")}
+
 log = logs.get(__name__)
 
 
@@ -193,8 +195,8 @@ class Commits:
             lane.settles.extendleft(reversed(settles))
             lane.holds.extendleft(reversed(holds))
             return
-        metrics.LEDGER_BATCH.labels("settle").observe(len(settles))
-        metrics.LEDGER_BATCH.labels("place").observe(len(holds))
+        SIZES["settle"].observe(len(settles))
+        SIZES["place"].observe(len(holds))
         final = _final(holds)
         placings = [(waiting.item, last) for waiting, last in zip(holds, final, strict=True)]
         try:
@@ -247,7 +249,7 @@ class Commits:
     ) -> None:
         if not batch:
             return
-        metrics.LEDGER_BATCH.labels(kind).observe(len(batch))
+        SIZES[kind].observe(len(batch))
         try:
             with traces.within(_span(batch)):
                 outcomes = await write(lane.organization_id, [waiting.item for waiting in batch])

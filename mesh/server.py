@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -29,6 +30,8 @@ from mesh.client import MESSAGE_BYTES_MAX
 from mesh.settings import Runtime, SettingsError
 from mesh.telemetry import logs, metrics, traces
 from mesh.tls import Certificates
+
+YOUNG_MAX = 10_000  # objects that no collection has seen; Python's 700 are those of twenty completions
 
 log = logs.get(__name__)
 
@@ -124,6 +127,7 @@ async def serve(
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(_run(worker)) for worker in workers]
         await server.start()
+        _collect_rarely()
         log.event("service.ready", port=server.port)
         await stop.wait()
         log.event("service.stopping")
@@ -133,6 +137,16 @@ async def serve(
         for task in running:
             task.cancel()
     traces.stop()
+
+
+def _collect_rarely() -> None:
+    """Leave what was built so far out of all collections, and wait longer for them: they took a tenth of the time.
+
+    What a request leaves behind is freed by counting references; cycles, as failures make them, wait a little.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_MAX)
 
 
 def stop_signal() -> asyncio.Event:
