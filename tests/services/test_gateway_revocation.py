@@ -23,6 +23,7 @@ HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "c
 EFFECTIVE_SECONDS = 1.0
 PATIENCE_SECONDS = 30
 CALLERS = 3
+TRIES = 3  # on a machine that stands still for a second, nothing that is known is good for a while
 SERVED, UNAVAILABLE = 200, 503
 
 
@@ -51,14 +52,13 @@ class Heard:
         return {status for sent_at, status in self.answers if since <= sent_at < until}
 
 
-@pytest.mark.parametrize("change", [revoke, suspend])
-@pytest.mark.parametrize("fail", [Cable.mute, Cable.unplug])
-async def test_a_gateway_that_hears_nothing_more_of_identity_admits_nobody_after_a_second(
-    mesh: Mesh, tmp_path: Path, change: Callable[[Mesh, Tenant], Awaitable[None]], fail: Callable[[Cable], None]
-) -> None:
+async def outlast(
+    mesh: Mesh, folder: Path, change: Callable[[Mesh, Tenant], Awaitable[None]], fail: Callable[[Cable], None]
+) -> tuple[list[set[int]], list[set[int]]]:
+    """Cut two busy gateways off, take the right away; return what each answered until a second later, and then."""
     tenant = await mesh.tenant()
     async with AsyncExitStack() as stack:
-        pairs = [await stack.enter_async_context(through(mesh, tmp_path, "identity_address")) for _ in range(2)]
+        pairs = [await stack.enter_async_context(through(mesh, folder, "identity_address")) for _ in range(2)]
         heard = [Heard() for _ in pairs]
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -78,6 +78,17 @@ async def test_a_gateway_that_hears_nothing_more_of_identity_admits_nobody_after
                     await asyncio.sleep(0.05)
             for task in tasks:
                 task.cancel()
-    for mine in heard:
-        assert mine.statuses(cut_at, over_at) >= {SERVED}, "what was known was to be good for a while"
-        assert mine.statuses(over_at) == {UNAVAILABLE}
+    return [mine.statuses(cut_at, over_at) for mine in heard], [mine.statuses(over_at) for mine in heard]
+
+
+@pytest.mark.parametrize("change", [revoke, suspend])
+@pytest.mark.parametrize("fail", [Cable.mute, Cable.unplug])
+async def test_a_gateway_that_hears_nothing_more_of_identity_admits_nobody_after_a_second(
+    mesh: Mesh, tmp_path: Path, change: Callable[[Mesh, Tenant], Awaitable[None]], fail: Callable[[Cable], None]
+) -> None:
+    for _ in range(TRIES):
+        meanwhile, afterwards = await outlast(mesh, tmp_path, change, fail)
+        assert afterwards == [{UNAVAILABLE}] * 2
+        if all(SERVED in statuses for statuses in meanwhile):
+            return
+    pytest.fail("what was known was to be good for a while")
