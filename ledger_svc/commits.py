@@ -117,7 +117,7 @@ class Commits:
     @property
     def waiting(self) -> int:
         """Return how many items wait for a commit; those in the commits that run are not among them."""
-        return sum(lane.length for lane in self._lanes.values())
+        return sum(lane.length for lane in tuple(self._lanes.values()))  # asked for by the metrics' thread, too
 
     def place(
         self,
