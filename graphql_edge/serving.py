@@ -16,13 +16,12 @@ from graphql_edge.operation import SERVICE
 from graphql_edge.sessions import Sessions
 from graphql_edge.settings import EdgeSettings
 from graphql_edge.stubs import Stubs
-from mesh import ports
+from mesh import ports, sockets
 from mesh.server import stop_signal
 from mesh.settings import Runtime
+from mesh.sockets import Claim
 from mesh.telemetry import logs, traces
 from mesh.tls import Certificates
-
-BACKLOG = 1024
 
 log = logs.get(__name__)
 
@@ -42,7 +41,7 @@ async def listening(app: web.Application, accepting: socket.socket, drain_second
     runner = web.AppRunner(app, access_log=None, logger=logs.http(), shutdown_timeout=drain_seconds)
     await runner.setup()
     try:
-        await web.SockSite(runner, accepting, backlog=BACKLOG).start()
+        await web.SockSite(runner, accepting, backlog=sockets.BACKLOG).start()
         yield
     finally:
         await runner.cleanup()
@@ -53,7 +52,8 @@ async def run(runtime: Runtime, settings: EdgeSettings) -> None:
     logs.configure(SERVICE, runtime)
     traces.configure(SERVICE, runtime.otlp_endpoint, runtime.replica)
     stop = stop_signal()
-    public, own = _public_socket(runtime), bound(runtime.host, ports.metrics_port(SERVICE, runtime))
+    public = _public_socket(runtime)
+    own = sockets.listen(Claim(runtime.host, ports.metrics_port(SERVICE, runtime), "metrics of the edge"))
     async with stubs.connect(stubs.addresses(runtime), Certificates(runtime.tls, SERVICE)) as over:
         edge = build(runtime, settings, over)
         async with (
@@ -70,13 +70,4 @@ def _public_socket(runtime: Runtime) -> socket.socket:
     """Return the socket that was inherited, else one of our own."""
     if runtime.http_fd is not None:
         return socket.socket(fileno=runtime.http_fd)
-    return bound(runtime.host, runtime.edge_port)
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Bind an address; OSError when it can't be had."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind, protocol)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind(address)
-    return found
+    return sockets.listen(Claim(runtime.host, runtime.edge_port, "edge HTTP, MANDATE_EDGE_PORT"))

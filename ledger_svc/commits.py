@@ -49,7 +49,9 @@ QUEUE_MAX = 10_000  # items of one organization that wait; more are shed
 TWINS_MAX = 10_000  # askers who share one item's answer; more wait in the queue
 RETRY_SECONDS = 0.05  # how often waiting holds are tried again when nothing here was freed: another replica may have
 
-SIZES = {kind: metrics.LEDGER_BATCH.labels(kind) for kind in ("place", "settle", "void", "post")}
+BATCH_ITEMS = {
+    kind: metrics.LEDGER_BATCH.labels(kind) for kind in ("place", "settle", "void", "post")
+}  # a look-up locks
 
 log = logs.get(__name__)
 
@@ -195,8 +197,8 @@ class Commits:
             lane.settles.extendleft(reversed(settles))
             lane.holds.extendleft(reversed(holds))
             return
-        SIZES["settle"].observe(len(settles))
-        SIZES["place"].observe(len(holds))
+        BATCH_ITEMS["settle"].observe(len(settles))
+        BATCH_ITEMS["place"].observe(len(holds))
         final = _final(holds)
         placings = [(waiting.item, last) for waiting, last in zip(holds, final, strict=True)]
         try:
@@ -249,7 +251,7 @@ class Commits:
     ) -> None:
         if not batch:
             return
-        SIZES[kind].observe(len(batch))
+        BATCH_ITEMS[kind].observe(len(batch))
         try:
             with traces.within(_span(batch)):
                 outcomes = await write(lane.organization_id, [waiting.item for waiting in batch])

@@ -31,7 +31,7 @@ from mesh.settings import Runtime, SettingsError
 from mesh.telemetry import logs, metrics, traces
 from mesh.tls import Certificates
 
-YOUNG_MAX = 10_000  # objects that no collection has seen; Python's 700 are those of twenty completions
+YOUNG_MAX = 10_000  # objects that no collection has seen; Python's 700 are those of twenty completions in the gateway
 
 log = logs.get(__name__)
 
@@ -124,10 +124,10 @@ async def serve(
 ) -> None:
     """Run a server and its loops until SIGTERM or SIGINT; a loop that dies takes the process with it."""
     stop = stop_signal()
+    _collect_rarely()
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(_run(worker)) for worker in workers]
         await server.start()
-        _collect_rarely()
         log.event("service.ready", port=server.port)
         await stop.wait()
         log.event("service.stopping")
@@ -140,7 +140,7 @@ async def serve(
 
 
 def _collect_rarely() -> None:
-    """Leave what was built so far out of all collections, and wait longer for them: they took a tenth of the time.
+    """Leave what was built so far out of all collections, and wait longer: they took a tenth of the gateway's time.
 
     What a request leaves behind is freed by counting references; cycles, as failures make them, wait a little.
     """

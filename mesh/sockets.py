@@ -1,6 +1,7 @@
 """Listening sockets made before the processes that accept on them, and the check that ports are free.
 
-A client that vanishes without a word is noticed after 90 s: what is accepted has its listener's options (tcp(7)).
+A client that vanishes without a word is noticed after 90 s, whether it was silent or was being sent to: what is accepted
+has its listener's options (tcp(7)).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 BACKLOG = 1024  # connections that wait while a replica of the gateway restarts
-KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}  # seconds, seconds, times
+TIMES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 90_000}  # s, s, times, ms
+KEEPALIVE = {getattr(socket, name): value for name, value in TIMES.items() if hasattr(socket, name)}
 
 
 class PortError(Exception):
@@ -35,7 +37,7 @@ def check(claims: Iterable[Claim]) -> None:
         if claim.port in seen:
             raise PortError(f"port {claim.port} is asked for twice: {seen[claim.port]} and {claim.what}")
         seen[claim.port] = claim.what
-        _bound(claim).close()
+        _opened(claim).close()
 
 
 @contextlib.contextmanager
@@ -48,12 +50,10 @@ def listening(claims: dict[str, Claim]) -> Generator[dict[str, int]]:
 
 def listen(claim: Claim) -> socket.socket:
     """Listen on a port; PortError where it can't be had."""
-    opened = _bound(claim)
-    opened.listen(BACKLOG)
-    return opened
+    return _opened(claim, listens=True)
 
 
-def _bound(claim: Claim) -> socket.socket:
+def _opened(claim: Claim, *, listens: bool = False) -> socket.socket:
     try:
         family = socket.getaddrinfo(claim.host, claim.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         opened = socket.socket(family)
@@ -65,6 +65,8 @@ def _bound(claim: Claim) -> socket.socket:
         for option, value in KEEPALIVE.items():
             opened.setsockopt(socket.IPPROTO_TCP, option, value)
         opened.bind((claim.host, claim.port))
+        if listens:
+            opened.listen(BACKLOG)
     except OSError as error:
         opened.close()
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"

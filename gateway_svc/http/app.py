@@ -131,7 +131,7 @@ class HttpServer:
         if runtime.http_fd is not None:
             listener = socket.socket(fileno=runtime.http_fd)
         else:
-            listener = sockets.listen(Claim(runtime.host, runtime.gateway_port, "gateway"))
+            listener = sockets.listen(Claim(runtime.host, runtime.gateway_port, "gateway HTTP, MANDATE_GATEWAY_PORT"))
         self._acceptor = Acceptor(listener, made)
         self._acceptor.start()
         log.event("http.ready", port=runtime.gateway_port)

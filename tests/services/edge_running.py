@@ -14,7 +14,8 @@ from gateway_svc import service as policy_service
 from graphql_edge import serving, stubs
 from graphql_edge.settings import EdgeSettings
 from mandate.identity.v1 import directory_pb2
-from mesh import children, client, db
+from mesh import children, client, db, sockets
+from mesh.sockets import Claim
 from mesh.testing import House
 from mesh.verification import IdentityKeys
 from tests.conftest import RunningLedger
@@ -137,6 +138,8 @@ async def edge_running(
     async with AsyncExitStack() as stack:
         over = await stack.enter_async_context(stubs.connect(addresses, house.certificates("edge")))
         edge = serving.build(runtime, EdgeSettings(**settings), over)
-        await stack.enter_async_context(serving.listening(edge.app(), serving.bound("127.0.0.1", port), 1))
+        await stack.enter_async_context(
+            serving.listening(edge.app(), sockets.listen(Claim("127.0.0.1", port, "test")), 1)
+        )
         asking = await stack.enter_async_context(httpx.AsyncClient(timeout=20))
         yield RunningEdge(f"http://127.0.0.1:{port}", asking, addresses)

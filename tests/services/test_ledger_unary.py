@@ -19,6 +19,7 @@ from tests.services.test_ledger_stream import hold, settle
 
 LONG = "x" * 129
 BEAT_SECONDS = 0.25
+PATIENCE_MS = 30_000
 
 
 def a_holder() -> str:
@@ -246,16 +247,20 @@ async def test_calls_that_come_together_share_commits(ledger: RunningLedger) -> 
     first, *others = (
         pb.PlaceHoldsRequest(holder_id=holder, holds=[hold(f"h{number}", path[-1])]) for number in range(200)
     )
-    async with charging(ledger) as stub, owner(ledger.house) as connection:
+    async with charging(ledger) as stub, owner(ledger.house) as connection, asyncio.TaskGroup() as group:
+
+        def place(request: pb.PlaceHoldsRequest) -> asyncio.Task[pb.PlaceHoldsResponse]:
+            return group.create_task(call(stub.PlaceHolds, request, timeout_ms=PATIENCE_MS))
+
         async with connection.transaction():
             await connection.execute("SELECT lock_organization($1)", path[0])
-            calls = [asyncio.ensure_future(call(stub.PlaceHolds, first))]
+            calls = [place(first)]
             await becomes(lambda: _is_one(connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")))
-            calls += [asyncio.ensure_future(call(stub.PlaceHolds, request)) for request in others]
+            calls += [place(request) for request in others]
             async with asyncio.timeout(10):
                 while ledger.ledger.commits.waiting < len(others):  # noqa: ASYNC110  # no event tells it
                     await asyncio.sleep(0.01)
-        answers = await asyncio.gather(*calls)
+    answers = [each.result() for each in calls]
     assert all(answer.holds[0].HasField("granted") for answer in answers)
     assert await count(ledger, path[0], "count(DISTINCT held_at)") == 2
 
