@@ -1,6 +1,6 @@
 """Listening sockets made before the processes that accept on them, and the check that ports are free.
 
-A client that vanishes without a word is noticed after 90 s, whether it was silent or was being sent to: what is accepted
+A client that vanishes without a word is noticed after 90 s, whether it was silent or sent to: what is accepted
 has its listener's options (tcp(7)).
 """
 
