@@ -49,9 +49,8 @@ QUEUE_MAX = 10_000  # items of one organization that wait; more are shed
 TWINS_MAX = 10_000  # askers who share one item's answer; more wait in the queue
 RETRY_SECONDS = 0.05  # how often waiting holds are tried again when nothing here was freed: another replica may have
 
-BATCH_ITEMS = {
-    kind: metrics.LEDGER_BATCH.labels(kind) for kind in ("place", "settle", "void", "post")
-}  # a look-up locks
+# Looked up once: a look-up takes a lock, and each commit needs one.
+BATCH_ITEMS = {kind: metrics.LEDGER_BATCH.labels(kind) for kind in ("place", "settle", "void", "post")}
 
 log = logs.get(__name__)
 

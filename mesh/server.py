@@ -28,6 +28,7 @@ from mesh.chain import limits as limits_step
 from mesh.chain import trace as trace_step
 from mesh.client import MESSAGE_BYTES_MAX
 from mesh.settings import Runtime, SettingsError
+from mesh.sockets import PortError
 from mesh.telemetry import logs, metrics, traces
 from mesh.tls import Certificates
 
@@ -103,12 +104,17 @@ class Server:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a service to its end; a setting that is wrong is one line on standard error and exit code 1."""
+    """Run a service to its end; a wrong setting or a taken port is one line on standard error and exit code 1."""
+    wrong: BaseException | None = None
     try:
         uvloop.run(main)
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(1) from None
+    except* (SettingsError, PortError) as found:  # also of a loop of the service's
+        wrong = found
+        while isinstance(wrong, BaseExceptionGroup):
+            wrong = wrong.exceptions[0]
+    if wrong is not None:
+        sys.stderr.write(f"{wrong}\n")
+        raise SystemExit(1)
 
 
 def prepare(service: str, runtime: Runtime) -> None:

@@ -44,9 +44,9 @@ WHOLE_LETTERS = 4  # of base64, which hold no neighbour's bits once as many are 
 TAIL = slice(-20, -4)  # a piece that nobody may show: the last four letters are a credential's hint
 
 OPENAIS, ANTHROPICS = "gpt-6.2-sol", "claude-sonnet-5-5"
-OURS = re.compile(
-    rb'"(identity|accounting|credentials?|database|policies|rate_limits)_unavailable"'
-)  # our own refusals
+TRIES = 5
+# What the gateway itself refuses for a moment, as where the machine stands still for a second.
+OURS = re.compile(rb'"(identity|accounting|credentials?|database|policies|rate_limits)_unavailable"')
 ORDERS = (
     "",
     *(f"status={status}" for status in (302, 400, 401, 403, 404, 408, 429, 500, 503, 529)),
@@ -120,10 +120,20 @@ class Told:
     answers: list[bytes] = field(default_factory=list)
     graphql: list[bytes] = field(default_factory=list)
     asked: int = 0
-    refused: int = 0  # by the gateway itself, as where the machine stands still for a second
 
     def heard(self, answer: Answer) -> None:
         self.answers += [answer.body, "\n".join(f"{name}: {text}" for name, text in answer.headers.items()).encode()]
+
+    async def ask(self, key: str, attempt: Attempt) -> Answer:
+        """Make one attempt, again where the gateway itself could not take it."""
+        tries_left = TRIES
+        while True:
+            answer = await self.gateway.ask(key, attempt.body, attempt.path, **attempt.headers)
+            self.heard(answer)
+            tries_left -= 1
+            if OURS.search(answer.body) is None or not tries_left:
+                return answer
+            await asyncio.sleep(0.5)
 
     async def ask_everything(self, key: str) -> None:
         """Make every attempt with one key, a few at a time."""
@@ -132,10 +142,8 @@ class Told:
 
         async def ask(attempt: Attempt) -> None:
             async with room:
-                answer = await self.gateway.ask(key, attempt.body, attempt.path, **attempt.headers)
-                self.heard(answer)
+                answer = await self.ask(key, attempt)
                 self.asked += 1
-                self.refused += OURS.search(answer.body) is not None
                 if attempt.headers and answer.status < 400:
                     self.heard(await self.gateway.ask(key, attempt.body, attempt.path, **attempt.headers))
 

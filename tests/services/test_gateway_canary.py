@@ -89,8 +89,7 @@ async def drive(told: Told, mesh: Mesh) -> None:
 async def test_the_keys_were_used_in_every_way_that_was_meant(told: Told, upstream: Upstream) -> None:
     used = {line["key_end"] for line in upstream.bill()}
     assert {key[-6:] for key in (PLATFORM_OPENAI, PLATFORM_ANTHROPIC, OWN_OPENAI, OWN_ANTHROPIC)} <= used
-    assert len(upstream.bill()) + told.refused == told.asked - 2 > 500  # all but what is only counted
-    assert told.refused < told.asked / 20
+    assert len(upstream.bill()) == told.asked - 2 > 500  # all but what is only counted
     statuses = {line.partition(b'"code":')[2][:40] for line in told.answers if b'"code":' in line}
     assert any(b"upstream_auth_failed" in status for status in statuses)
     assert sum(b"[redacted]" in body for body in told.answers) > 50

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ HELLO: dict[str, Any] = {"model": "mock-model", "messages": [{"role": "user", "c
 EFFECTIVE_SECONDS = 1.0
 PATIENCE_SECONDS = 30
 CALLERS = 3
-TRIES = 3  # on a machine that stands still for a second, nothing that is known is good for a while
+TRIES = 3  # where the machine stands still, nothing that is known is good for a while
+STILL_SECONDS = 0.3
 SERVED, UNAVAILABLE = 200, 503
 
 
@@ -52,11 +54,24 @@ class Heard:
         return {status for sent_at, status in self.answers if since <= sent_at < until}
 
 
+@dataclass
+class Pulse:
+    """How long this process, with all that it serves, stood still at most."""
+
+    longest_seconds: float = 0.0
+
+    async def watch(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.02)
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+
+
 async def outlast(
     mesh: Mesh, folder: Path, change: Callable[[Mesh, Tenant], Awaitable[None]], fail: Callable[[Cable], None]
-) -> tuple[list[set[int]], list[set[int]]]:
+) -> tuple[list[set[int]], list[set[int]], Pulse]:
     """Cut two busy gateways off, take the right away; return what each answered until a second later, and then."""
-    tenant = await mesh.tenant()
+    tenant, pulse = await mesh.tenant(), Pulse()
     async with AsyncExitStack() as stack:
         pairs = [await stack.enter_async_context(through(mesh, folder, "identity_address")) for _ in range(2)]
         heard = [Heard() for _ in pairs]
@@ -66,6 +81,7 @@ async def outlast(
                 for (_, gateway), mine in zip(pairs, heard, strict=True)
                 for _ in range(CALLERS)
             ]
+            tasks.append(group.create_task(pulse.watch()))
             await asyncio.sleep(0.5)
             cut_at = time.monotonic()
             for line, _ in pairs:
@@ -78,7 +94,7 @@ async def outlast(
                     await asyncio.sleep(0.05)
             for task in tasks:
                 task.cancel()
-    return [mine.statuses(cut_at, over_at) for mine in heard], [mine.statuses(over_at) for mine in heard]
+    return [mine.statuses(cut_at, over_at) for mine in heard], [mine.statuses(over_at) for mine in heard], pulse
 
 
 @pytest.mark.parametrize("change", [revoke, suspend])
@@ -86,9 +102,9 @@ async def outlast(
 async def test_a_gateway_that_hears_nothing_more_of_identity_admits_nobody_after_a_second(
     mesh: Mesh, tmp_path: Path, change: Callable[[Mesh, Tenant], Awaitable[None]], fail: Callable[[Cable], None]
 ) -> None:
-    for _ in range(TRIES):
-        meanwhile, afterwards = await outlast(mesh, tmp_path, change, fail)
+    for tries_left in reversed(range(TRIES)):
+        meanwhile, afterwards, pulse = await outlast(mesh, tmp_path, change, fail)
         assert afterwards == [{UNAVAILABLE}] * 2
-        if all(SERVED in statuses for statuses in meanwhile):
+        if pulse.longest_seconds < STILL_SECONDS or not tries_left:
+            assert all(SERVED in statuses for statuses in meanwhile), "what was known was to be good for a while"
             return
-    pytest.fail("what was known was to be good for a while")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from mesh import children, sockets
+from mesh import children, server, sockets
 from mesh.sockets import Claim, PortError
 from tests.services.gateway_running import Mesh, gateway_running
 
@@ -42,3 +43,23 @@ def test_a_port_that_is_taken_is_named() -> None:
         port = listener.getsockname()[1]
         with pytest.raises(PortError, match=rf"port {port} \(second\) is in use"):
             sockets.listen(Claim("127.0.0.1", port, "second"))
+
+
+@pytest.mark.parametrize("of_a_loop", [False, True])
+def test_a_service_whose_port_is_taken_says_so_in_a_line(
+    capsys: pytest.CaptureFixture[str], *, of_a_loop: bool
+) -> None:
+    async def main() -> None:
+        claim = Claim("127.0.0.1", port, "test HTTP")
+        if of_a_loop:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.to_thread(sockets.listen, claim))
+        else:
+            sockets.listen(claim)
+
+    with sockets.listen(Claim("127.0.0.1", children.free_port(), "first")) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            server.run(main())
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"port {port} (test HTTP) is in use; nothing was started\n"
